@@ -1,0 +1,116 @@
+"The authors' own graphs, run once on small sizes: our classes with their weights must give their numbers."
+import json, os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest, torch
+from torch import tensor
+
+from enas_nb.controller import Controller, reported_entropy
+from enas_nb.presets import released
+from enas_nb.reinforce import skip_count, skip_penalty
+from enas_nb.space import MacroSpace, MicroSpace, RecurrentSpace
+
+FOLDER = Path(os.environ.get('GOLDEN_DIR', Path(__file__).parent/'golden'))
+TOL = 1e-4
+
+class Golden:
+    "One file: its `config`, its other arrays, and its variables, each of which must be used exactly once."
+    def __init__(self, path):
+        with np.load(path, allow_pickle=False) as z:
+            self.config = json.loads(str(z['config']))
+            self.vars   = {k.removeprefix('var/'): tensor(z[k]) for k in z.files if k.startswith('var/')}
+            self.arrays = {k: tensor(z[k]) for k in z.files if k!='config' and not k.startswith('var/')}
+
+    def __getitem__(self, k): return self.arrays[k]
+
+    def load(self, model, mapped):
+        "Load `mapped` (our name -> tensor); nothing of ours may stay unfilled, nothing of theirs unused."
+        assert not self.vars, f'variables that are not mapped: {sorted(self.vars)}'
+        model.load_state_dict(mapped, strict=True)
+        return model
+
+    def take(self, name): return self.vars.pop(name)
+
+def close(ours, theirs, what): np.testing.assert_allclose(ours.detach().numpy(), theirs.numpy(), atol=TOL, rtol=0, err_msg=what)
+
+# --- controllers -----------------------------------------------------------------------------------------------------
+
+def load_controller(g, space, emb, g_emb, **changes):
+    "Our controller with the authors' weights. Their LSTM is one matrix [x,h] -> i,f,o,g; torch's gates are i,f,g,o."
+    c = g.config
+    p = replace(released['macro'].controller, hidden=c['lstm_size'], n_lstm=c['lstm_num_layers'],
+                tanh_constant=c['tanh_constant'], temperature=c['temperature'] or 1., **changes)
+    m, H = {}, p.hidden
+    for i in range(p.n_lstm):
+        wi,wf,wo,wg = g.take(f'controller/lstm/layer_{i}/w').chunk(4, 1)
+        w = torch.cat([wi,wf,wg,wo], 1).T
+        m[f'lstm.{i}.weight_ih'], m[f'lstm.{i}.weight_hh'] = w[:,:H], w[:,H:]
+    m['start'], m['op_emb.weight'] = g.take(f'controller/{g_emb}'), g.take(f'controller/{emb}')
+    m['op_out.weight'] = g.take('controller/softmax/w').T
+    if space.op_bias: m['op_bias'] = g.take('controller/softmax/b')[0]
+    for ours,theirs in dict(key='w_1', query='w_2', v='v').items(): m[f'{ours}.weight'] = g.take(f'controller/attention/{theirs}').T
+    return g.load(Controller(space, p), m)
+
+def controller_macro(g):
+    c = g.config
+    model = load_controller(g, MacroSpace(c['num_layers'], ops=MacroSpace.ops[:c['num_branches']]), 'emb/w', 'g_emb')
+    w = model.score(g['arcs'].long())
+    close(w.log_prob, g['log_prob'], 'log_prob')
+    close(reported_entropy(w), g['reported_entropy'], 'reported_entropy')
+    close(skip_penalty(w, c['skip_target'], released=True), g['skip_penalty'], 'skip_penalty')
+    close(skip_count(w).float(), g['skip_count'].float(), 'skip_count')
+
+def controller_micro(g):
+    c = g.config
+    space = MicroSpace(c['num_cells'], ops=MicroSpace.ops[:c['num_branches']])
+    w = load_controller(g, space, 'emb/w', 'g_emb', op_tanh_reduce=c['op_tanh_reduce']).score(g['arcs'].long())
+    close(w.log_prob, g['log_prob'], 'log_prob')
+    close(w.entropy, g['entropy'], 'entropy')
+
+def controller_recurrent(g):
+    c = g.config
+    space = RecurrentSpace(c['rhn_depth'], ops=RecurrentSpace.ops[:c['num_funcs']])
+    w = load_controller(g, space, 'embedding/w', 'embedding/g_emb').score(g['arcs'].long())
+    close(w.log_prob, g['log_prob'], 'log_prob')
+    close(reported_entropy(w), g['reported_entropy'], 'reported_entropy')
+
+KINDS = {f.__name__: f for f in (controller_macro, controller_micro, controller_recurrent)}
+
+# --- the folder --------------------------------------------------------------------------------------------------------
+
+def kind(name):
+    "The longest known kind that `name` starts with."
+    known = [k for k in KINDS if name.startswith(k)]
+    assert known, f'{name}: unknown kind of golden file, known are {", ".join(KINDS)}'
+    return max(known, key=len)
+
+FILES = sorted(FOLDER.glob('*.npz'))
+
+def test_folder_is_not_empty(): assert FILES, f'no golden files in {FOLDER}'
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
+def test_golden(path): KINDS[kind(path.stem)](Golden(path))
+
+# --- the test tests itself -----------------------------------------------------------------------------------------------
+
+def test_unknown_kind_fails():
+    with pytest.raises(AssertionError, match='unknown kind'): kind('controller_tree')
+
+def test_longest_prefix():
+    assert kind('controller_macro_l4') == 'controller_macro'
+
+def corrupt(change):
+    g = Golden(Path(__file__).parent/'golden'/'controller_macro.npz')
+    change(g)
+    return g
+
+def test_unmapped_variable_fails():
+    with pytest.raises(AssertionError, match='not mapped'): controller_macro(corrupt(lambda g: g.vars.update(extra=torch.zeros(1))))
+
+def test_missing_variable_fails():
+    with pytest.raises(KeyError): controller_macro(corrupt(lambda g: g.vars.pop('controller/g_emb')))
+
+def test_wrong_number_fails():
+    with pytest.raises(AssertionError, match='log_prob'): controller_macro(corrupt(lambda g: g['log_prob'].add_(1e-3)))

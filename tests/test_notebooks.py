@@ -1,0 +1,113 @@
+"The form that every notebook has: what its page needs, what it exports, on which floors it stands, how large it is."
+import ast, json, re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NBS  = ROOT/'nbs'
+LIB  = ROOT/'enas_nb'
+
+def visible(p): return not any(o[0] in '._' for o in p.relative_to(NBS).parts)
+ALL      = sorted(filter(visible, NBS.rglob('*.ipynb')))
+NUMBERED = [p for p in ALL if p.parent==NBS and re.match(r'\d\d_', p.name)]
+FLOOR    = {p.stem[3:]: int(p.stem[:2]) for p in NUMBERED}
+MODULES  = sorted(p for p in LIB.glob('*.py') if p.stem != 'all' and p.name[0] != '_')
+
+def ident(p): return p.relative_to(p.parents[1] if p.parent in (NBS, LIB) else NBS).as_posix()
+each_nb       = pytest.mark.parametrize('path', ALL, ids=ident)
+each_numbered = pytest.mark.parametrize('path', NUMBERED, ids=ident)
+each_module   = pytest.mark.parametrize('path', MODULES, ids=ident)
+
+def cells(path, kind=None):
+    "(position, source, cell) of each cell, or of those of one `kind`."
+    nb = json.loads(path.read_text(encoding='utf-8'))
+    return [(i, ''.join(c['source']), c) for i,c in enumerate(nb['cells']) if kind in (None, c['cell_type'])]
+
+def directives(src): return re.findall(r'^#\|\s*(.+?)\s*$', src, re.M)
+def exported(src): return any(re.match(r'(export|exports|exporti)\b', o) for o in directives(src))
+
+def outputs(path):
+    "(position, mime type, text) of everything that the code cells show."
+    for i,_,c in cells(path, 'code'):
+        for o in c['outputs']:
+            if o['output_type']=='stream': yield i, 'text/plain', ''.join(o['text'])
+            elif o['output_type']=='error': yield i, 'error', '\n'.join(o['traceback'])
+            else: yield from ((i, k, v if isinstance(v, str) else ''.join(v) if isinstance(v, list) else json.dumps(v)) for k,v in o['data'].items())
+
+@each_nb
+def test_title_and_promise(path):
+    first = next(iter(cells(path, 'markdown')))
+    assert first[0] <= 1, 'the title comes first'
+    assert re.match(r'# \S.*\n+> \S', first[1]), f'wants "# Title" and "> one-line promise", has {first[1]!r}'
+
+@each_nb
+def test_no_errors_in_outputs(path):
+    assert not [(i, v[-300:]) for i,k,v in outputs(path) if k=='error']
+
+@each_nb
+def test_no_place_of_one_machine_in_outputs(path):
+    def places(v): return re.findall(r'(?<![\w.~:/<-])/(?:home|root|work|tmp|Users)/[\w.-]+', re.sub(r'base64,[\w+/=]+', '', v))
+    bad = [(i, places(v)) for i,k,v in outputs(path) if not re.match(r'image/(?!svg)', k) and places(v)]
+    assert not bad, f'(cell, paths): {bad}'
+
+@each_nb
+def test_size(path):
+    n, kb = len(cells(path)), path.stat().st_size/1000
+    assert n <= 90,   f'{n} cells, at most 90'
+    assert kb <= 600, f'{kb:.0f} KB, at most 600'
+    long = [(i, n) for i,s,_ in cells(path, 'code') if (n := len(s.splitlines())) > 60]
+    assert not long, f'cells of more than 60 lines (cell, lines): {long}'
+
+@pytest.mark.parametrize('path', [p for p in ALL if p.name != 'index.ipynb'], ids=ident)
+def test_shows_something(path):
+    assert [k for _,k,_ in outputs(path) if k.startswith('image/') or k=='text/html'], 'no picture and no table among its outputs'
+
+@each_nb
+def test_no_execution_counts(path):
+    assert not [i for i,_,c in cells(path, 'code') if c['execution_count'] is not None], 'run `nbdev-clean`'
+
+@each_numbered
+def test_exports_the_module_of_its_name(path):
+    names = [o.split()[1] for _,s,_ in cells(path, 'code') for o in directives(s) if o.startswith('default_exp')]
+    assert names == [path.stem[3:]]
+    lib = (LIB/f'{names[0]}.py').read_text(encoding='utf-8')
+    assert f'File to edit: ../nbs/{path.name}.' in lib, lib[:300]
+    want = [c['id'] for _,s,c in cells(path, 'code') if exported(s)]
+    got  = re.findall(rf'^# %% \.\./nbs/{re.escape(path.name)} #(\S+)$', lib, re.M)
+    assert got == want, 'run `nbdev-export`'
+
+@each_numbered
+def test_ends_with_the_hidden_export(path):
+    _,src,_ = cells(path)[-1]
+    assert directives(src) == ['hide'] and 'nbdev_export()' in src, src
+
+@pytest.mark.parametrize('path', [p for p in ALL if p not in NUMBERED], ids=ident)
+def test_unnumbered_notebooks_export_nothing(path):
+    assert not [i for i,s,_ in cells(path, 'code') if exported(s) or 'default_exp' in ' '.join(directives(s))]
+
+def test_floors_are_numbered_once(): assert len(set(FLOOR.values())) == len(NUMBERED)
+
+@each_module
+def test_module_comes_from_a_notebook(path): assert path.stem in FLOOR, f'no notebook nbs/NN_{path.stem}.ipynb; only all.py is written by hand'
+
+def imports(path):
+    "Names of the modules of `enas_nb` that a module imports, at any depth."
+    for o in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(o, ast.Import): full = [a.name for a in o.names]
+        elif isinstance(o, ast.ImportFrom):
+            full = [o.module or ''] if not o.level else [f'enas_nb.{o.module}'] if o.module else [f'enas_nb.{a.name}' for a in o.names]
+            if full == ['enas_nb']: full = [f'enas_nb.{a.name}' for a in o.names]
+        else: continue
+        yield from (f.split('.')[1] for f in full if f.startswith('enas_nb.'))
+
+@each_module
+def test_imports_only_from_floors_below(path):
+    bad = [o for o in imports(path) if o!='__version__' and not FLOOR.get(o, 99) < FLOOR.get(path.stem, 99)]
+    assert not bad, f'{path.stem} is on floor {FLOOR.get(path.stem)}; not below it: {bad}'
+
+def test_all_imports_every_module():
+    tree = ast.parse((LIB/'all.py').read_text(encoding='utf-8'))
+    stars = [o.module for o in tree.body if isinstance(o, ast.ImportFrom) and o.level==1 and o.names[0].name=='*']
+    assert sorted(stars, key=FLOOR.get) == stars, 'in the order of the floors'
+    assert set(stars) == {p.stem for p in MODULES}-{'cli'}, 'all.py star-imports every module but the command line'
