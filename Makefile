@@ -4,30 +4,34 @@
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV   ?= .venv
 BIN    := $(abspath $(VENV))/bin
-NEEDS  := settings.ini setup.py pyproject.toml
+# What is to be installed, by content: `nbdev-export` touches pyproject.toml, so times say nothing.
+NEEDS  := $(shell cat settings.ini setup.py pyproject.toml | cksum | tr -d ' ')
+RUN    := $(VENV)/.run-$(NEEDS)
+DEV    := $(VENV)/.dev-$(NEEDS)
 export PATH := $(BIN):$(PATH)
 
 .PHONY: search test readme dev
-search: $(VENV)/.run
+search: $(RUN)
 	$(BIN)/enas-search $(ARGS)
 
-test: $(VENV)/.dev
+test: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q
 
-readme: $(VENV)/.dev   # links of a notebook are relative to nbs/
+# Links of a notebook are relative to nbs/, those of README.md are not.
+readme: $(DEV)
 	$(BIN)/jupyter nbconvert --to markdown --stdout --RegexRemovePreprocessor.patterns='^#\|\s*hide' nbs/index.ipynb > $(VENV)/readme.md
 	sed -E 's#\]\(([a-z0-9_/]+\.ipynb)#](nbs/\1#g' $(VENV)/readme.md > README.md
 
-dev: $(VENV)/.dev
+dev: $(DEV)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: $(NEEDS) | $(VENV)/bin/python
+$(RUN): | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -e .
-	touch $@
+	rm -f $(VENV)/.run-* $(VENV)/.dev-* && touch $@
 
-$(VENV)/.dev: $(NEEDS) | $(VENV)/bin/python
+$(DEV): | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -e '.[dev]'
-	touch $(VENV)/.run $@
+	rm -f $(VENV)/.run-* $(VENV)/.dev-* && touch $(RUN) $@

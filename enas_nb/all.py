@@ -1,3 +1,8 @@
 "Everything at once, for tutorials and the prompt: `from enas_nb.all import *`. The one module written by hand."
 
 from .space import *
+from .draw import *
+from .presets import *
+from .controller import *
+from .reinforce import *
+from .data import *

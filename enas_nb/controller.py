@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from fastcore.basics import patch
 from torch import nn
-from .space import SearchSpace, MacroSpace, MicroSpace, RecurrentSpace, Step
+from .space import SearchSpace, Step
 from .presets import ControllerPreset, released
 
 # %% ../nbs/03_controller.ipynb #0000000b

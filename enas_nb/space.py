@@ -93,10 +93,11 @@ def check(self:SearchSpace,
     code = tuple(code)
     if len(code)!=self.length: raise ValueError(f'{len(code)} integers given, an architecture of {self} has {self.length}')
     for i,(o,(step,_)) in enumerate(zip(code, self.slots)):
+        if type(o) is int and 0 <= o < step.choices: continue
         what,allowed = self.describe(i)
         if not 0 <= _int(o, f'position {i} ({what})') < step.choices:
             raise ValueError(f'position {i} ({what}) is {o}, allowed is {allowed}')
-    return tuple(index(o) for o in code)
+    return tuple(map(index, code))
 
 # %% ../nbs/00_space.ipynb #00000012
 @patch
@@ -109,13 +110,15 @@ def random(self:SearchSpace,
     return np.stack([rng.integers(0, o.choices, size=n) for o,_ in self.slots], 1)
 
 # %% ../nbs/00_space.ipynb #00000014
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Arch:
     "One architecture of `space`: an immutable value."
     space: SearchSpace # The space that it belongs to
     code: tuple        # Its integers, in the authors' order
 
     def __post_init__(self): object.__setattr__(self, 'code', self.space.check(self.code))
+    def __eq__(self, o): return isinstance(o, Arch) and (self.space, self.code)==(o.space, o.code)
+    def __hash__(self): return hash((self.space, self.code))
     def __str__(self): return ' '.join(map(str, self.code))
     def __repr__(self): return f"{self.space}.parse('{self}')"
 

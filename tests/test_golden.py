@@ -8,9 +8,10 @@ import pytest, torch
 from torch import tensor
 
 from enas_nb.controller import Controller, reported_entropy
+from enas_nb.macro import MacroNet, SharedMacroNet, pool_layers
 from enas_nb.presets import released
 from enas_nb.reinforce import skip_count, skip_penalty
-from enas_nb.space import MacroSpace, MicroSpace, RecurrentSpace
+from enas_nb.space import Arch, MacroSpace, MicroSpace, RecurrentSpace
 
 FOLDER = Path(os.environ.get('GOLDEN_DIR', Path(__file__).parent/'golden'))
 TOL = 1e-4
@@ -76,7 +77,69 @@ def controller_recurrent(g):
     close(w.log_prob, g['log_prob'], 'log_prob')
     close(reported_entropy(w), g['reported_entropy'], 'reported_entropy')
 
-KINDS = {f.__name__: f for f in (controller_macro, controller_micro, controller_recurrent)}
+# --- macro networks ------------------------------------------------------------------------------------------------------
+
+def conv(w): "[kh, kw, in, out] -> torch"; return w.permute(3,2,0,1)
+def images(x): "NHWC -> NCHW"; return x.permute(0,3,1,2)
+
+def take_bn(g, theirs, m, ours):
+    "Map a batch norm with its moving averages."
+    for a,b in dict(weight='scale', bias='offset', running_mean='moving_mean', running_var='moving_variance').items():
+        m[f'{ours}.{a}'] = g.take(f'{theirs}/{b}')
+    m[f'{ours}.num_batches_tracked'] = tensor(0)
+
+def take_conv(g, theirs, m, ours): m[f'{ours}.weight'] = conv(g.take(f'{theirs}/w'))
+
+def take_macro(g, n_layers, m):
+    "Stem, factorized reductions and linear layer, which search and final network have in common."
+    take_conv(g, 'child/stem_conv', m, 'stem.0'); take_bn(g, 'child/stem_conv/bn', m, 'stem.1')
+    for i in pool_layers(n_layers):
+        for j in range(i+2):
+            theirs, ours = f'child/layer_{i}/pool_at_{i}/from_{j}', f'pools.{i}.{j}'
+            take_conv(g, f'{theirs}/path1_conv', m, f'{ours}.even'); take_conv(g, f'{theirs}/path2_conv', m, f'{ours}.odd')
+            take_bn(g, f'{theirs}/bn', m, f'{ours}.bn')
+    m['head.fc.weight'] = g.take('child/fc/w').T
+
+def macro_fixed(g):
+    c, m = g.config, {}
+    L = c['num_layers']
+    arch = Arch(MacroSpace(L, ops=MacroSpace.ops[:c['num_branches']]), g['arc'].tolist())
+    take_macro(g, L, m)
+    for i,l in enumerate(arch.nodes):
+        theirs, ours, ks = f'child/layer_{i}', f'layers.{i}', l.op[-1]
+        take_conv(g, f'{theirs}/conv_1x1', m, f'{ours}.op.0.1'); take_bn(g, f'{theirs}/conv_1x1/bn', m, f'{ours}.op.0.2')
+        take_conv(g, f'{theirs}/conv_{ks}x{ks}', m, f'{ours}.op.2'); take_bn(g, f'{theirs}/conv_{ks}x{ks}/bn', m, f'{ours}.op.3')
+        if i: take_conv(g, f'{theirs}/skip', m, f'{ours}.skip.1'); take_bn(g, f'{theirs}/skip/bn', m, f'{ours}.skip.2')
+    net = g.load(MacroNet(arch, width=c['out_filters'], sep='full', dropout=0), m)
+    x = images(g['images'])
+    close(net.eval()(x), g['logits_eval'], 'logits_eval')
+    close(net.train()(x), g['logits_train'], 'logits_train')
+
+def macro_search(g):
+    c, m = g.config, {}
+    L, space = c['num_layers'], MacroSpace(c['num_layers'], ops=MacroSpace.ops[:c['num_branches']])
+    take_macro(g, L, m)
+    for i in range(L):
+        for b,op in enumerate(space.ops):
+            theirs, ours, ks = f'child/layer_{i}/branch_{b}', f'layers.{i}.ops.{op}', op[-1]
+            first = 'conv_1' if op[:3] in ('avg','max') else 'inp_conv_1'
+            take_conv(g, f'{theirs}/{first}', m, f'{ours}.0'); take_bn(g, f'{theirs}/{first}/bn', m, f'{ours}.1')
+            if first=='conv_1': continue
+            out = f'{theirs}/out_conv_{ks}'
+            if op.startswith('conv'): take_conv(g, out, m, f'{ours}.3')
+            else:
+                m[f'{ours}.3.0.weight'] = g.take(f'{out}/w_depth').permute(2,3,0,1)
+                m[f'{ours}.3.1.weight'] = g.take(f'{out}/w_point')[...,None,None] # [out, in]
+            take_bn(g, f'{out}/bn', m, f'{ours}.4')
+        if i: take_bn(g, f'child/layer_{i}/skip/bn', m, f'layers.{i}.bn')
+    net = g.load(SharedMacroNet(space, width=c['out_filters'], dropout=0, bn_eval='running'), m)
+    state, x = {k: v.clone() for k,v in net.state_dict().items()}, images(g['images'])
+    for net.arch, evald, train in zip(space.archs(g['arcs']), g['logits_eval'], g['logits_train']):
+        net.load_state_dict(state) # the moving averages of the file, whatever ran before
+        close(net.eval()(x), evald, f'logits_eval of {net.arch}')
+        close(net.train()(x), train, f'logits_train of {net.arch}')
+
+KINDS = {f.__name__: f for f in (controller_macro, controller_micro, controller_recurrent, macro_fixed, macro_search)}
 
 # --- the folder --------------------------------------------------------------------------------------------------------
 

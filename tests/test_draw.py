@@ -1,0 +1,134 @@
+"Pictures and plots at every size: well-formed, complete, deterministic, with clear errors."
+import subprocess, sys
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from enas_nb.draw import Drawing, draw, op_colors, plot_history, plot_op_share, shares
+from enas_nb.space import Arch, MacroSpace, MicroSpace, RecurrentSpace
+
+ns = '{http://www.w3.org/2000/svg}'
+spaces = st.one_of(st.builds(MacroSpace, st.integers(1, 14)), st.builds(MicroSpace, st.integers(1, 8)), st.builds(RecurrentSpace, st.integers(1, 13)))
+extremes = [c(n) for c in (MacroSpace, MicroSpace, RecurrentSpace) for n in (1, 2, 12)] + [MacroSpace(24), MacroSpace(2, ops='conv3x3'), MicroSpace(2, ops='identity')]
+
+def numbers(root):
+    "All coordinates of a picture."
+    for o in root.iter():
+        for k in ('x','y','cx','cy','width','height'):
+            if k in o.attrib: yield float(o.attrib[k])
+
+def check(arch):
+    "Everything that a picture of `arch` promises."
+    d, g, full = draw(arch), arch.graph(), arch.space.graph()
+    root = ET.fromstring(d.svg)
+    chosen = root.findall(f".//{ns}path[@class='chosen']")
+    assert len(chosen)==g.number_of_edges() and all(o.find(ns+'title').text for o in chosen)
+    assert len(root.findall(f".//{ns}g[@class='unchosen']/{ns}path")) == len(set(full.edges())-set(g.edges()))
+    nodes = root.findall(f".//{ns}g[@class='node']")
+    assert len(nodes)==len(g) and all(o.find(ns+'title').text for o in nodes)
+    assert {o.text for o in root.findall(f".//{ns}g[@class='legend']/{ns}text")}==set(arch.space.ops)
+    assert root.get('role')=='img' and root.get('aria-label')
+    assert np.isfinite(list(numbers(root))).all() and 'nan' not in d.svg and 'inf' not in d.svg
+    w,h = float(root.get('width')), float(root.get('height'))
+    assert root.get('viewBox')==f'0 0 {w:g} {h:g}' and w>0 and h>0
+    assert str(draw(arch))==d.svg==arch._repr_svg_()
+    for word in ('<script', 'href', 'url(', ' id=', '<style'): assert word not in d.svg
+    return root
+
+@settings(max_examples=60, deadline=None)
+@given(spaces, st.integers(0, 2**32-1))
+def test_any_architecture(space, seed): check(space.archs(space.random(seed=seed))[0])
+
+@settings(max_examples=30, deadline=None)
+@given(st.one_of(st.builds(MicroSpace, st.integers(1, 6)), st.builds(RecurrentSpace, st.integers(1, 12))), st.integers(0, 2**32-1))
+def test_cards_apart_and_inside(space, seed):
+    "No two cards of a part overlap, and none leaves the picture."
+    root = check(space.archs(space.random(seed=seed))[0])
+    for part in root.findall(f"{ns}g[@class='part']"):
+        box = [tuple(float(r.get(k)) for k in ('x','y','width','height')) for r in (o.find(ns+'rect') for o in part.iter(ns+'g') if o.get('class')=='node')]
+        for i,(x,y,w,h) in enumerate(box):
+            assert x>=0 and y>=0 and x+w<=float(root.get('width')) and y+h<=float(root.get('height'))
+            for a,b,c,d in box[:i]: assert x+w<=a or a+c<=x or y+h<=b or b+d<=y
+
+@pytest.mark.parametrize('space', extremes, ids=str)
+def test_extremes(space):
+    for code in space.random(2, seed=1): check(Arch(space, code))
+    for code in (np.zeros(space.length, int), [o.choices-1 for o,_ in space.slots]): check(Arch(space, code))
+
+@pytest.mark.parametrize('space', extremes, ids=str)
+def test_spaces(space):
+    root = ET.fromstring(space._repr_svg_())
+    assert not root.findall(f".//{ns}path[@class='chosen']")
+    assert len(root.findall(f".//{ns}g[@class='unchosen']/{ns}path"))==space.graph().number_of_edges()
+    assert {o.text for o in root.findall(f".//{ns}g[@class='legend']/{ns}text")}==set(space.ops)
+
+def test_sizes():
+    "Twenty-four layers fit a notebook's column, two are not blown up, and a picture stays small."
+    big, small = draw(Arch(MacroSpace(24), MacroSpace(24).random(seed=1)[0])), draw(MacroSpace(2).parse('0 3 1'))
+    assert float(ET.fromstring(big.svg).get('width')) < 940 and float(ET.fromstring(small.svg).get('width')) < 400
+    assert len(big.svg) < 120_000
+
+def test_same_bytes_in_another_process():
+    code = "from enas_nb.space import *; from enas_nb.draw import *; print(draw(MicroSpace(5).archs(MicroSpace(5).random(seed=7))[0]))"
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env={'PYTHONHASHSEED':'5', 'PATH':''}).stdout
+    assert out.strip()==str(draw(MicroSpace(5).archs(MicroSpace(5).random(seed=7))[0]))
+
+@pytest.mark.parametrize('o', ['0 3 1', None, 3, [0, 3, 1], MacroSpace])
+def test_wrong_type(o):
+    with pytest.raises(TypeError, match='draw takes an Arch or a SearchSpace, not') as e: draw(o)
+    assert '\n' not in str(e.value)
+
+@pytest.mark.parametrize('pools', [[2], [-1], [.5], ['1'], [True]])
+def test_wrong_pools(pools):
+    with pytest.raises(ValueError, match='allowed are layers 0 to 1') as e: draw(MacroSpace(2), pools=pools)
+    assert '\n' not in str(e.value)
+
+def test_pools():
+    root = ET.fromstring(str(draw(MacroSpace(6), pools=(1, np.int64(3)))))
+    assert len(root.findall(f".//{ns}g[@class='pool']"))==2
+    with pytest.raises(ValueError, match="not for 'recurrent'"): draw(RecurrentSpace(2), pools=[0])
+
+def test_save_is_atomic(tmp_path):
+    f = tmp_path/'a.svg'
+    f.write_text('before')
+    with pytest.raises(UnicodeEncodeError): Drawing('\ud800').save(f)
+    assert f.read_text()=='before' and [o.name for o in tmp_path.iterdir()]==['a.svg']
+    draw(MacroSpace(2)).save(f)
+    assert f.read_text()==str(draw(MacroSpace(2)))+'\n'
+
+def test_colours():
+    for space in extremes: assert len(set(op_colors(space).values()))==len(space.ops) and list(op_colors(space))==list(space.ops)
+
+def test_history():
+    d = dict(epoch=[0, 1, 2], train_loss=[3, 2, 1.], valid_loss=[None, 2, 1], entropy=[1, 1, 1], time=['00:01']*3)
+    for o in (d, pd.DataFrame(d)):
+        fig = plot_history(o)
+        assert [a.get_title() for a in fig.axes]==['loss', 'entropy'] and all(a.get_xlabel()=='epoch' for a in fig.axes)
+        assert list(fig.axes[0].lines[0].get_xdata())==[0, 1, 2]
+    with pytest.raises(TypeError, match='DataFrame or a dict'): plot_history('x')
+    with pytest.raises(ValueError, match='history has none of'): plot_history({})
+
+@settings(max_examples=30, deadline=None)
+@given(spaces, st.integers(1, 20), st.integers(0, 2**32-1))
+def test_shares(space, n, seed):
+    codes = space.random(n, seed=seed)
+    p,q = shares(codes, space)
+    np.testing.assert_allclose(p.sum(0), 1)
+    for (i,o) in enumerate(sorted((o for o in space.steps if o.kind in ('skips','index')), key=lambda o: o.at)):
+        assert np.isfinite(q[:o.n,i]).all() and np.isnan(q[o.n:,i]).all()
+        if o.kind=='index': assert q[:o.n,i].sum()==pytest.approx(1)
+        else: np.testing.assert_allclose(q[:o.n,i], codes[:,o.at:o.at+o.n].mean(0))
+
+@pytest.mark.parametrize('space', extremes, ids=str)
+def test_plot_op_share(space, tmp_path):
+    import torch
+    fig = plot_op_share(torch.as_tensor(space.random(5)), space)
+    fig.savefig(tmp_path/'a.png')
+    assert (tmp_path/'a.png').stat().st_size>1000
+
+@pytest.mark.parametrize('codes', [[[1]], [1, 2, 3], np.empty((0, 3), int)])
+def test_wrong_codes(codes):
+    with pytest.raises(ValueError, match=r'allowed is \[n, 3\]'): shares(codes, MacroSpace(2))
