@@ -6,3 +6,8 @@ from .presets import *
 from .controller import *
 from .reinforce import *
 from .data import *
+from .layers import *
+from .macro import *
+from .train import *
+from .search import *
+from .retrain import *

@@ -8,11 +8,10 @@ Docs: https://enas-nb.github.io/enas_nb/draw.html.md"""
 __all__ = ['op_colors', 'Drawing', 'draw', 'plot_history', 'shares', 'plot_op_share']
 
 # %% ../nbs/01_draw.ipynb #00000003
-import math
+import math, re
 import xml.etree.ElementTree as ET
 from itertools import pairwise
 
-# %% ../nbs/01_draw.ipynb #00000004
 import matplotlib.pyplot as plt
 import networkx as nx
 import numpy as np
@@ -20,10 +19,9 @@ from fastcore.basics import patch
 from fastcore.xtras import atomic_save
 from scipy.optimize import isotonic_regression
 
-# %% ../nbs/01_draw.ipynb #00000005
 from .space import Arch, MacroSpace, MicroSpace, RecurrentSpace, SearchSpace
 
-# %% ../nbs/01_draw.ipynb #00000008
+# %% ../nbs/01_draw.ipynb #00000006
 _palette = dict(conv3x3='#0072b2', sep3x3='#56b4e9', conv5x5='#d55e00', sep5x5='#e69f00', avg3x3='#009e73', max3x3='#cc79a7',
                 identity='#5b6472', tanh='#0072b2', relu='#d55e00', sigmoid='#009e73')
 _spare = ('#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00', '#f0e442', '#5b6472')
@@ -40,7 +38,7 @@ def _ink(color):
     lum = [c/12.92 if c<=.03928 else ((c+.055)/1.055)**2.4 for c in (int(color[i:i+2],16)/255 for i in (1,3,5))]
     return '#ffffff' if np.dot(lum, (.2126,.7152,.0722)) < .18 else '#111111'
 
-# %% ../nbs/01_draw.ipynb #0000000c
+# %% ../nbs/01_draw.ipynb #0000000a
 _dark, _line, _text = '#334155', '#64748b', '#1f2937'
 
 def _el(tag, *kids, **attrs):
@@ -60,7 +58,7 @@ def _d(*parts):
     "The data of a path: strings are commands, numbers are coordinates."
     return ' '.join(o if isinstance(o,str) else f'{round(float(o),1):g}' for o in parts)
 
-# %% ../nbs/01_draw.ipynb #0000000f
+# %% ../nbs/01_draw.ipynb #0000000d
 class Drawing:
     "A picture: it shows itself at the end of a cell, and its `str` is the SVG."
     def __init__(self, svg): self.svg = svg
@@ -74,11 +72,12 @@ class Drawing:
         with atomic_save(path, 'w', encoding='utf-8') as f: f.write(self.svg+'\n')
 
 def _card(kids, w, h, label):
-    "A `Drawing` of `kids` on a white card of `w` x `h`."
+    "A `Drawing` of `kids` on a white card of `w` x `h`, at most as wide as the column of a notebook."
     w,h  = math.ceil(w), math.ceil(h)
+    zoom = min(1, 880/w)
     back = _el('rect', x=1, y=1, width=w-2, height=h-2, rx=8, fill='#ffffff', stroke='#d0d7e0')
     font = 'system-ui, -apple-system, Segoe UI, Roboto, DejaVu Sans, sans-serif'
-    svg  = _el('svg', back, *kids, xmlns='http://www.w3.org/2000/svg', width=w, height=h, viewBox=_d(0, 0, w, h),
+    svg  = _el('svg', back, *kids, xmlns='http://www.w3.org/2000/svg', width=w*zoom, height=h*zoom, viewBox=_d(0, 0, w, h),
                role='img', aria_label=label, font_family=font, style='max-width:100%;height:auto')
     return Drawing(ET.tostring(svg, 'unicode'))
 
@@ -90,7 +89,7 @@ def _legend(colors, x, y):
         x += 40+6.2*len(o)
     return _el('g', *kids, class_='legend'), x
 
-# %% ../nbs/01_draw.ipynb #00000012
+# %% ../nbs/01_draw.ipynb #00000010
 def _say_edge(g, a, b, d):
     "An edge in words."
     return f"{d['op'] or dict(loose='loose end').get(d['kind'], d['kind'])} from {g.nodes[a]['label']} to {g.nodes[b]['label']}"
@@ -102,17 +101,18 @@ def _say_node(g, n, chosen=True):
     if not reads or not chosen: return label
     return label + (f': {op} of ' if op else ': ') + ' + '.join(reads)
 
-# %% ../nbs/01_draw.ipynb #00000013
+# %% ../nbs/01_draw.ipynb #00000011
 def _edge(g, a, b, d, path, color, width):
     "A chosen edge, dashed for a loose end, with a tooltip."
     dash = dict(stroke_dasharray='5 3') if d['kind']=='loose' else {}
-    return _el('path', _el('title', _say_edge(g, a, b, d)), class_='chosen', d=path, fill='none', stroke=color, stroke_width=width, **dash)
+    return _el('path', _el('title', _say_edge(g, a, b, d)), class_='chosen', d=path, fill='none',
+               stroke=color, stroke_width=width, **dash)
 
 def _unchosen(paths, color):
     "What could have been chosen and was not."
     return _el('g', _el('title', 'possible, not chosen'), *[_el('path', d=o) for o in paths], class_='unchosen', fill='none', stroke=color)
 
-# %% ../nbs/01_draw.ipynb #00000016
+# %% ../nbs/01_draw.ipynb #00000014
 def _arc(i, j, at, y, rise):
     "From station `i` to station `j`: straight to the next one, an arc to others."
     if j==i+1: return _d('M', at[i], y, 'H', at[j])
@@ -130,13 +130,13 @@ def _dots(op, x, y, colors, slots):
     return [_el('circle', cx=x+12*(s-(slots-1)/2), cy=y+18*k, r=6 if o==op else 3, fill=c if o==op else '#c3ccd6')
             for s in range(slots) for k,(o,c) in enumerate(colors.items())]
 
-# %% ../nbs/01_draw.ipynb #00000018
+# %% ../nbs/01_draw.ipynb #00000016
 def _slots(space):
     "For each node of `space`, the number of ops to choose."
     g = space.graph(space.check(space.random()[0]))
     return {n:1 if g.nodes[n]['op'] else sum(bool(o) for *_,o in g.in_edges(n, data='op')) for n in g}
 
-# %% ../nbs/01_draw.ipynb #0000001b
+# %% ../nbs/01_draw.ipynb #00000018
 def _table(g, full, nodes, at, y, colors, w):
     "All skips as a triangle: a row for each source, a column for each target."
     on, kids, pos = set(g.edges()), [], {n:i for i,n in enumerate(nodes)}
@@ -148,7 +148,7 @@ def _table(g, full, nodes, at, y, colors, w):
     for n in nodes[:-3]: kids.append(_words(g.nodes[n]['label'].split()[-1], at[pos[n]], y+11*pos[n], 9, _line))
     return _el('g', _words('skips', 18, y, text_anchor='start'), *kids, class_='table')
 
-# %% ../nbs/01_draw.ipynb #0000001c
+# %% ../nbs/01_draw.ipynb #00000019
 def _pool(p, x, bottom):
     "A line where the image is halved, after layer `p` (from 0)."
     return _el('g', _el('title', f'the image is halved after layer {p+1}'), _el('path', d=_d('M', x, 22, 'V', bottom), stroke=_line, stroke_dasharray='2 3'),
@@ -181,13 +181,14 @@ def _rail(full, g, space, pools=()):
         kids.append(_el('path', d=_d('M', *[c for o in score for c in o]), fill='none', stroke=_line, stroke_width=1.5, class_='score'))
     for o in nodes:
         op = g and g.nodes[o]['op']
-        kids += _dots(op, at[pos[o]], low, colors, slots[o]) + [_station(g or full, o, at[pos[o]], y, colors[op] if op else '#ffffff' if slots[o] else None, chosen=bool(g))]
+        fill = colors[op] if op else '#ffffff' if slots[o] else None
+        kids += [*_dots(op, at[pos[o]], low, colors, slots[o]), _station(g or full, o, at[pos[o]], y, fill, chosen=bool(g))]
     names = [(_el('circle', cx=18, cy=low+18*k, r=5, fill=c), _words(o, 28, low+18*k, text_anchor='start')) for k,(o,c) in enumerate(colors.items())]
     kids.append(_el('g', *[o for pair in names for o in pair], class_='legend'))
     if g and n>12: kids.append(_table(g, full, nodes, at, end+16, colors, min(26, pitch-6))); end += 11*(n-3)+14
     return kids, at[-1]+38, end+10
 
-# %% ../nbs/01_draw.ipynb #0000001e
+# %% ../nbs/01_draw.ipynb #0000001b
 def _columns(g):
     "Columns of nodes and of dummies, and the items along each edge."
     cols = [sorted(o) for o in nx.topological_generations(g)]
@@ -209,7 +210,7 @@ def _crossings(cols, chains):
         for a,b in pairwise(chain): gaps[pos[a][0]].append((pos[a][1], pos[b][1]))
     return sum((a-c)*(b-d)<0 for o in gaps for i,(a,b) in enumerate(o) for c,d in o[:i])
 
-# %% ../nbs/01_draw.ipynb #0000001f
+# %% ../nbs/01_draw.ipynb #0000001c
 def _sort_columns(cols, chains, near, sweeps=12):
     "The columns in the order with the fewest crossings that `sweeps` of sorting find."
     best = (_crossings(cols, chains), cols)
@@ -243,7 +244,7 @@ def _layered(g, room):
     cols = _sort_columns(cols, chains, near)
     return cols, _heights(cols, near, room), chains
 
-# %% ../nbs/01_draw.ipynb #00000023
+# %% ../nbs/01_draw.ipynb #00000020
 _notes = {('micro','input 0'):'two cells before', ('micro','input 1'):'the cell before', ('micro','output'):'concatenated', ('recurrent','output'):'average'}
 
 def _pills(g, n):
@@ -274,7 +275,7 @@ def _node(g, n, x, y, size, pills, colors, space, tall):
     if note:  kids.append(_words(note, x, y+8, 10, _line))
     return _el('g', *kids, class_='node')
 
-# %% ../nbs/01_draw.ipynb #00000025
+# %% ../nbs/01_draw.ipynb #00000022
 def _curve(stretches):
     "A smooth path along (x1, x2, y) stretches: level within each, curved from one to the next."
     (_,x,y),*rest = stretches
@@ -285,7 +286,7 @@ def _curve(stretches):
     return _d(*d)
 
 def _bow(x1, y1, x2, y2):
-    "A slightly bent line."
+    "A slightly bent line; its middle is 6% of its width above the straight one."
     return _d('M', x1, y1, 'Q', (x1+x2)/2+(y2-y1)*.12, (y1+y2)/2-(x2-x1)*.12, x2, y2)
 
 def _column_xs(cols, size):
@@ -295,7 +296,7 @@ def _column_xs(cols, size):
     lefts = 18+np.cumsum([0]+[w+gap for w in widths[:-1]])
     return [(l, l+w) for l,w in zip(lefts, widths)]
 
-# %% ../nbs/01_draw.ipynb #00000026
+# %% ../nbs/01_draw.ipynb #00000023
 def _cell(full, g, space):
     "One part of an architecture in columns: elements, width, height."
     tall, colors = nx.dag_longest_path_length(g, weight=None, default_weight=1)>8, op_colors(space)
@@ -303,23 +304,26 @@ def _cell(full, g, space):
     cols, y, chains = _layered(g, lambda o: size[o][1]+14 if o in size else 16)
     xs   = _column_xs(cols, size)
     half = lambda o: size[o][1]/2+(8 if tall else 0) if o in size else 2
-    top  = min(y[o]-half(o) for o in y)-16
-    y    = {o:v-top for o,v in y.items()}
     span = {o:xs[c] for c,col in enumerate(cols) for o in col} # from where to where an item reaches in its column
     mid  = {n:sum(span[n])/2 for n in g}
     for n in g: span[n] = mid[n]-size[n][0]/2, mid[n]+size[n][0]/2
+    on   = set(g.edges())
+    bows = [(mid[a], y[a], mid[b], y[b]) for a,b in full.edges() if (a,b) not in on]
+    tops = [y[o]-half(o) for o in y] + [(y1+y2)/2-.06*(x2-x1) for x1,y1,x2,y2 in bows]
+    lows = [y[o]+half(o) for o in y] + [(y1+y2)/2-.06*(x2-x1) for x1,y1,x2,y2 in bows]
+    down = 16-min(tops)
+    y    = {o:v+down for o,v in y.items()}
+    kids = [_unchosen([_bow(x1, y1+down, x2, y2+down) for x1,y1,x2,y2 in bows], '#dde3ea')]
     pills = {n:sorted(_pills(g, n), key=lambda o: y[chains[o[1]][-2]] if o[1] else 0) for n in g}
-    on, kids = set(g.edges()), []
-    kids.append(_unchosen([_bow(mid[a], y[a], mid[b], y[b]) for a,b in full.edges() if (a,b) not in on], '#dde3ea'))
     for (a,b,k),chain in chains.items():
         d, order = g.edges[a,b,k], [e for _,e in pills[b]]
         at = 21*(order.index((a,b,k))-(len(order)-1)/2) if (a,b,k) in order else 0
         path = _curve([(*span[o], y[o]) for o in chain[:-1]] + [(span[b][0], span[b][0]+(4 if pills[b] else 0), y[b]+at)])
         kids.append(_edge(g, a, b, d, path, colors.get(d['op'] or g.nodes[a]['op'], _dark), 2))
     kids += [_node(g, n, mid[n], y[n], size[n], pills[n], colors, space, tall) for n in g]
-    return kids, xs[-1][1]+18, max(y[o]+half(o) for o in y)+16
+    return kids, xs[-1][1]+18, max(lows)+down+16
 
-# %% ../nbs/01_draw.ipynb #00000028
+# %% ../nbs/01_draw.ipynb #00000025
 def _check_pools(pools, space):
     "Refuse `pools` where there are none."
     if pools and not isinstance(space, MacroSpace): raise ValueError(f'pools are for a macro architecture or space, not for {space.name!r}')
@@ -339,7 +343,7 @@ def _arrange(boxes):
     tall = [h+(20 if head else 0) for head,_,_,h in boxes]
     return (kids, x, max(tall)) if beside else (kids, max(o[2] for o in boxes), y)
 
-# %% ../nbs/01_draw.ipynb #00000029
+# %% ../nbs/01_draw.ipynb #00000026
 def draw(o,        # `Arch` or `SearchSpace`; a `TypeError` for anything else
          pools=(), # Macro only: layers, counted from 0, after which the image is halved; thin lines
         )->Drawing:
@@ -365,14 +369,14 @@ def _say(space, arch, g):
     if arch is None: return f'The {space.name} search space, nothing chosen. Operations: {", ".join(space.ops)}.'
     return f'{space.name} architecture {arch}. ' + '; '.join(_say_node(g, n) for n in g if g.in_degree(n)) + '.'
 
-# %% ../nbs/01_draw.ipynb #0000002b
+# %% ../nbs/01_draw.ipynb #00000028
 @patch
 def _repr_svg_(self:Arch): return draw(self).svg
 
 @patch
 def _repr_svg_(self:SearchSpace): return draw(self).svg
 
-# %% ../nbs/01_draw.ipynb #00000055
+# %% ../nbs/01_draw.ipynb #00000046
 _panels = {'loss'      : ('train_loss', 'valid_loss'),
            'accuracy'  : ('accuracy', 'reward', 'baseline', 'policy_accuracy', 'uniform_accuracy'),
            'perplexity': ('perplexity',),
@@ -380,24 +384,25 @@ _panels = {'loss'      : ('train_loss', 'valid_loss'),
 _hues = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00')
 
 def plot_history(history, # A pandas `DataFrame` or a dict of lists, a value per epoch; columns that are not known are ignored
-                 figsize=None, # Width and height in inches; 3.6 by 2.8 a panel
+                 figsize=None, # Width and height in inches; 3.2 by 2.5 a panel
                 ):
     "Curves of a search, a panel each for losses, accuracies, perplexity and entropy: a matplotlib `Figure`."
     if not hasattr(history, 'keys'): raise TypeError(f'history is a DataFrame or a dict of lists, not {type(history).__name__}')
     panels = {k:[c for c in v if c in history] for k,v in _panels.items()}
     panels = {k:v for k,v in panels.items() if v}
     if not panels: raise ValueError(f"history has none of {', '.join(c for v in _panels.values() for c in v)}")
-    fig,axs = plt.subplots(1, len(panels), figsize=figsize or (3.6*len(panels), 2.8), squeeze=False, layout='constrained')
+    fig,axs = plt.subplots(1, len(panels), figsize=figsize or (3.2*len(panels), 2.5), squeeze=False, layout='constrained')
     for ax,(title,cols) in zip(axs[0], panels.items()):
         for i,c in enumerate(cols):
             v = np.array([np.nan if o is None else float(o) for o in history[c]])
             ax.plot(history['epoch'] if 'epoch' in history else range(len(v)), v, color=_hues[i], marker='o' if len(v)<25 else None, ms=3, label=c)
-        ax.set(xlabel='epoch', title=title); ax.grid(alpha=.25); ax.spines[['top','right']].set_visible(False)
+        ax.set_title(title, fontsize=10); ax.set_xlabel('epoch', fontsize=9); ax.tick_params(labelsize=8)
+        ax.grid(alpha=.25); ax.spines[['top','right']].set_visible(False)
         if len(cols)>1: ax.legend(frameon=False, fontsize=8)
     plt.close(fig) # a notebook shows what a cell returns; else there would be two of it
     return fig
 
-# %% ../nbs/01_draw.ipynb #00000059
+# %% ../nbs/01_draw.ipynb #00000049
 def shares(codes, # [n, `space.length`] ints: an array, a tensor or a list of sampled encodings
            space:SearchSpace, # The space that they were sampled from
           ):
@@ -412,11 +417,11 @@ def shares(codes, # [n, `space.length`] ints: an array, a tensor or a list of sa
     for i,o in enumerate(links): q[:o.n,i] = codes[:,o.at:o.at+o.n].mean(0) if o.kind=='skips' else (codes[:,[o.at]]==np.arange(o.n)).mean(0)
     return p, q
 
-# %% ../nbs/01_draw.ipynb #0000005b
+# %% ../nbs/01_draw.ipynb #0000004b
 def _heat(ax, p, rows, cols, title):
     "A heat map of probabilities, white to blue."
     im = ax.imshow(p, cmap='Blues', vmin=0, vmax=1, aspect='auto', interpolation='nearest')
-    ax.set(xticks=range(len(cols)), yticks=range(len(rows)), title=title)
+    ax.set(xticks=range(len(cols)), yticks=range(len(rows))); ax.set_title(title, fontsize=10)
     ax.set_xticklabels(cols, fontsize=7, rotation=90 if max(map(len, cols))>3 else 0); ax.set_yticklabels(rows, fontsize=8)
     ax.spines[:].set_visible(False); ax.tick_params(length=0)
     return im
@@ -427,14 +432,13 @@ def plot_op_share(codes, # [n, `space.length`] ints: an array, a tensor or a lis
                  ):
     "Heat maps of how often each op, and each skip or earlier node, is chosen: a matplotlib `Figure`."
     p,q = shares(codes, space)
-    steps = sorted((o for o in space.steps if o.width), key=lambda o: o.at)
-    macro = isinstance(space, MacroSpace)
-    names = lambda kinds: [o.label.split()[-1] if macro else o.label.replace(' cell,', '').replace('activation of ', '').replace('index of ', '')
-                           for o in steps if o.kind in kinds]
-    fig,axs = plt.subplots(1, 2 if q.size else 1, figsize=figsize or (9, 3.6), squeeze=False, layout='constrained')
-    im = _heat(axs[0,0], p, space.ops, names(['op']), 'share of each op' + (' by layer' if macro else ''))
-    if q.size: _heat(axs[0,1], q, [space.source(j).replace('the ', '') for j in range(len(q))], names(['skips','index']),
+    steps, macro = sorted((o for o in space.steps if o.width), key=lambda o: o.at), isinstance(space, MacroSpace)
+    short = lambda s: s.split()[-1] if macro else re.sub(' cell,|activation of |index of ', '', s)
+    names = lambda *kinds: [short(o.label) for o in steps if o.kind in kinds]
+    fig,axs = plt.subplots(1, 2 if q.size else 1, figsize=figsize or (8.6, 3), squeeze=False, layout='constrained')
+    im = _heat(axs[0,0], p, space.ops, names('op'), 'share of each op' + (' by layer' if macro else ''))
+    if q.size: _heat(axs[0,1], q, [space.source(j).replace('the ', '') for j in range(len(q))], names('skips','index'),
                      'share of each skip, by the layer that reads it' if macro else 'share of each node, as input')
-    fig.colorbar(im, ax=axs, shrink=.8, pad=.01)
+    fig.colorbar(im, ax=axs, shrink=.8, pad=.01).ax.tick_params(labelsize=8)
     plt.close(fig)
     return fig

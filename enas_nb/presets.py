@@ -27,7 +27,7 @@ class ControllerPreset:
     entropy_weight: float  # weight of the architecture's entropy (in nats) in the reward
     baseline: str          # `'moving-average'`, or `'leave-one-out'` over the architectures of one step
     baseline_decay: float  # of the moving average, which starts at 0
-    skip_target: float     # prior probability of a skip
+    skip_target: float|None # prior probability of a skip; None in a space without skips
     skip_weight: float     # weight of the skips' divergence from it in the loss
     steps: int             # updates of θ per epoch
     n_archs: int           # architectures per update
@@ -48,6 +48,7 @@ class SearchPreset:
     lr_min: float          # at its end
     momentum: float        # Nesterov
     l2: float              # weight of the sum of squares in the loss: a weight decay of 2·`l2`
+    aux_weight: float|None # weight of the auxiliary head's loss, 0 for no head; None in a space whose networks have none
     same_valid: bool       # do θ's rewards and `derive` share one validation set?
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class FinalPreset:
     width: int             # channels after the stem
     n_layers: int          # layers
     dropout: float         # before the last linear layer
-    skip: str              # `'concat'` (with a 1x1 convolution) or `'sum'`
-    sep: str               # a "separable" op is `'separable'`, or a `'full'` convolution
+    skip: str|None         # macro: `'concat'` (with a 1x1 convolution) or `'sum'`; None in a space without skips
+    sep: str|None          # macro: a "separable" op is `'separable'`, or a `'full'` convolution; None in a space without that choice
     bs: int                # batch size
     n_cycles: int          # warm restarts: number of cosine cycles
     T_0: int               # epochs of the first cycle
@@ -66,6 +67,8 @@ class FinalPreset:
     lr_min: float          # at its end
     momentum: float        # Nesterov
     l2: float              # weight of the sum of squares in the loss: a weight decay of 2·`l2`
+    drop_path: float|None  # probability of drop-path in the last cell at the end; None in a space whose networks have none
+    aux_weight: float|None # weight of the auxiliary head's loss, 0 for no head; None in a space whose networks have none
     cutout: int            # side of the square that CutOut blanks, in pixels; 0 is none
 
 # %% ../nbs/02_presets.ipynb #00000008
@@ -129,6 +132,7 @@ _macro_search = [
     ('lr_min',         1e-3,        'paper 3.2, remembered',  5e-4,       _mc),
     ('momentum',       .9,          _not,                     .9,         _cu),
     ('l2',             1e-4,        'paper 3.2, remembered',  2.5e-4,     _mc),
+    ('aux_weight',     None,        'no such head',           None,       'general_child.py (ignores the flag)'),
     ('same_valid',     True,        'paper 2.2',              True,       'cifar10/main.py'),
 ]
 _mf = 'cifar10_macro_final.sh'
@@ -146,12 +150,72 @@ _macro_final = [
     ('lr_min',         1e-3,        'paper 3.2, remembered',  1e-3,       _mf),
     ('momentum',       .9,          _not,                     .9,         _cu),
     ('l2',             1e-4,        'paper 3.2, remembered',  2e-4,       _mf),
-    ('cutout',         0,           'paper, Table 1 (a row without)', 0,  f'{_mf} (none)'),
+    ('drop_path',      None,        'no such thing',          None,       'general_child.py (ignores the flag)'),
+    ('aux_weight',     None,        'no such head',           None,       'general_child.py (ignores the flag)'),
+    ('cutout',         0,           'paper, Table 2, remembered (a row without)', 0,  f'{_mf} (none)'),
 ]
 
 # %% ../nbs/02_presets.ipynb #0000000b
+_us, _uf, _uc, _un = 'cifar10_micro_search.sh', 'cifar10_micro_final.sh', 'micro_controller.py', 'micro_child.py'
+_micro_controller = [
+    ('hidden',         64,          _not,                     64,         'cifar10/main.py (lstm_size=64)'),
+    ('n_lstm',         1,           _not,                     1,          'cifar10/main.py (lstm_num_layers=1)'),
+    ('init',           .1,          'paper 3.2, remembered',  .1,         _uc),
+    ('tanh_constant',  2.5,         'paper 3.2, remembered',  1.1,        _us),
+    ('temperature',    5.,          'paper 3.2, remembered',  1.,         f'{_us} (none)'),
+    ('op_tanh_reduce', 1.,          _not,                     2.5,        _us),
+    ('lr',             3.5e-4,      'paper 3.2, remembered',  3.5e-3,     _us),
+    ('betas',          (.9,.999),   'Adam\'s default',        (0.,.999),  _cu),
+    ('eps',            1e-8,        'Adam\'s default',        1e-3,       _cu),
+    ('grad_clip',      None,        _not,                     None,       f'{_cu} (none)'),
+    ('entropy_weight', .1,          'paper 3.2, remembered',  1e-4,       _us),
+    ('baseline','moving-average',   'paper 2.2',       'moving-average',  _uc),
+    ('baseline_decay', .99,         _not,                     .99,        'cifar10/main.py (controller_bl_dec)'),
+    ('skip_target',    None,        'no skips',               None,       'no skips'),
+    ('skip_weight',    0.,          'no skips',               0.,         'no skips'),
+    ('steps',          2000,        'paper 2.2, remembered',  30,         f'{_us} (controller_train_steps)'),
+    ('n_archs',        1,           'paper 2.2 (M = 1)',      10,         f'{_us} (controller_num_aggregate)'),
+    ('warmup',         0,           _not,                     0,          'cifar10/main.py'),
+]
+_micro_search = [
+    ('width',          20,          _not,                     20,         _us),
+    ('n_layers',       6,           _not,                     6,          _us),
+    ('dropout',        .1,          _not,                     .1,         f'{_us} (child_keep_prob=0.9)'),
+    ('bn_eval',        'batch',     _not,                     'batch',    f'{_un} (is_training=True in a search)'),
+    ('bs',             160,         _not,                     160,        _us),
+    ('n_cycles',       4,           'paper 3.2, remembered (150 epochs)', 4, f'{_us} (150 epochs)'),
+    ('T_0',            10,          'paper 3.2, remembered',  10,         _us),
+    ('T_mul',          2,           'paper 3.2, remembered',  2,          _us),
+    ('lr_max',         .05,         'paper 3.2, remembered',  .05,        _us),
+    ('lr_min',         5e-4,        'paper 3.2, remembered',  5e-4,       _us),
+    ('momentum',       .9,          _not,                     .9,         _cu),
+    ('l2',             1e-4,        'paper 3.2, remembered',  1e-4,       _us),
+    ('aux_weight',     .4,          _not,                     .4,         f'{_un} (child_use_aux_heads; the head itself is never trained)'),
+    ('same_valid',     True,        'paper 2.2',              True,       'cifar10/main.py'),
+]
+_micro_final = [
+    ('width',          36,          'paper 3.2 (by the parameter count)', 36, _uf),
+    ('n_layers',       18,          'paper 3.2 (by the parameter count; N = 6)', 15, _uf),
+    ('dropout',        .2,          _not,                     .2,         f'{_uf} (child_keep_prob=0.8)'),
+    ('skip',           None,        'no skips',               None,       'no skips'),
+    ('sep',            None,        'always separable',       None,       'always separable'),
+    ('bs',             144,         _not,                     144,        _uf),
+    ('n_cycles',       6,           'paper 3.2, remembered (630 epochs)', 6, f'{_uf} (630 epochs)'),
+    ('T_0',            10,          'paper 3.2, remembered',  10,         _uf),
+    ('T_mul',          2,           'paper 3.2, remembered',  2,          _uf),
+    ('lr_max',         .05,         'paper 3.2, remembered',  .05,        _uf),
+    ('lr_min',         1e-4,        _not,                     1e-4,       _uf),
+    ('momentum',       .9,          _not,                     .9,         _cu),
+    ('l2',             1e-4,        'paper 3.2, remembered',  2e-4,       _uf),
+    ('drop_path',      .4,          _not,                     .4,         f'{_uf} (child_drop_path_keep_prob=0.6)'),
+    ('aux_weight',     .4,          _not,                     .4,         f'{_un} (child_use_aux_heads; the head itself is never trained)'),
+    ('cutout',         0,           'paper, Table 2, remembered (a row without)', 0,  f'{_uf} (none)'),
+]
+
+# %% ../nbs/02_presets.ipynb #0000000c
 _parts = dict(controller=ControllerPreset, search=SearchPreset, final=FinalPreset)
-_tables = dict(macro=dict(controller=_macro_controller, search=_macro_search, final=_macro_final))
+_tables = dict(macro=dict(controller=_macro_controller, search=_macro_search, final=_macro_final),
+               micro=dict(controller=_micro_controller, search=_micro_search, final=_micro_final))
 
 def _preset(name, space):
     "The column `name` of the table of `space`."
@@ -161,7 +225,7 @@ def _preset(name, space):
 paper    = {o: _preset('paper', o)    for o in _tables} # by name of the space
 released = {o: _preset('released', o) for o in _tables}
 
-# %% ../nbs/02_presets.ipynb #0000000e
+# %% ../nbs/02_presets.ipynb #0000000f
 def preset_table(space='macro'): # Name of a space that has presets; `ValueError` for another
     "Both presets of a space and their sources: a pandas `DataFrame`."
     from pandas import DataFrame

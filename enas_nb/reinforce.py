@@ -7,13 +7,14 @@ Docs: https://enas-nb.github.io/enas_nb/reinforce.html.md"""
 # %% auto #0
 __all__ = ['MovingAverage', 'LeaveOneOut', 'make_baseline', 'skip_penalty', 'skip_count', 'Reinforce']
 
-# %% ../nbs/04_reinforce.ipynb #00000003
+# %% ../nbs/04_reinforce.ipynb #00000004
+import math
 import torch
 from torch import nn
 from .presets import ControllerPreset
 from .controller import Controller, Walk
 
-# %% ../nbs/04_reinforce.ipynb #00000006
+# %% ../nbs/04_reinforce.ipynb #0000001a
 class MovingAverage:
     "The paper's baseline: an exponential moving average of all rewards so far, updated by each before it is used (`general_controller.py`)."
     def __init__(self,
@@ -24,12 +25,13 @@ class MovingAverage:
         rewards, # [n], in the order in which they update the average
     ):
         "The baseline for each reward: [n]. Nothing waits for the device."
-        k = torch.arange(len(rewards), device=rewards.device)
+        k = torch.arange(len(rewards), device=rewards.device, dtype=rewards.dtype)
         w = (1-self.decay) * self.decay**(k[:,None]-k).clamp(min=0) * (k[:,None]>=k) # b_i = decay^(i+1) b + Σ_j≤i w_ij R_j
         b = self.value*self.decay**(k+1) + w@rewards
         self.value = b[-1]
         return b
 
+# %% ../nbs/04_reinforce.ipynb #00000021
 class LeaveOneOut:
     "The baseline of each architecture is the mean reward of the others that were scored on the same minibatch."
     value = 0. # the mean reward of the last step
@@ -43,29 +45,32 @@ class LeaveOneOut:
         self.value = rewards.mean()
         return (rewards.sum()-rewards)/(n-1)
 
-def make_baseline(preset:ControllerPreset): # `ValueError` for an unknown `baseline`
+def make_baseline(preset:ControllerPreset): # `ValueError` for an unknown `baseline`, or one that `n_archs` is too small for
     "The baseline that a preset asks for."
     if preset.baseline=='moving-average': return MovingAverage(preset.baseline_decay)
-    if preset.baseline=='leave-one-out':  return LeaveOneOut()
-    raise ValueError(f"baseline is {preset.baseline!r}, allowed are 'moving-average', 'leave-one-out'")
+    if preset.baseline!='leave-one-out':
+        raise ValueError(f"baseline is {preset.baseline!r}, allowed are 'moving-average', 'leave-one-out'")
+    if preset.n_archs<2: raise ValueError(f'the leave-one-out baseline needs 2 or more architectures a step, n_archs is {preset.n_archs}')
+    return LeaveOneOut()
 
-# %% ../nbs/04_reinforce.ipynb #00000008
+# %% ../nbs/04_reinforce.ipynb #0000002b
 def skip_penalty(walk:Walk, # Of any policy; zeros where no step has skips
-                 target=.4, # Prior probability of a skip
+                 target=.4, # Prior probability of a skip, between 0 and 1
                  released=False, # The authors' formula, which takes σ(q) where the policy skips with probability σ(2q)?
                 ):
     "KL divergence of P(skip) from a prior, summed over the skips of a layer, mean over the layers that have some: [n]."
+    if not 0<target<1: raise ValueError(f'the prior probability of a skip is {target}, allowed is more than 0 and less than 1')
     ds = [d.logits for d in walk.decisions if d.step.kind=='skips'] # log-probabilities [n, skips, 2]
     if not ds: return torch.zeros_like(walk.log_prob)
     if released: ds = [nn.functional.logsigmoid((z-z.flip(-1))/2) for z in ds]
-    prior = torch.tensor([1-target, target], device=walk.log_prob.device).log()
-    return sum((z.exp()*(z-prior)).sum((1,2)) for z in ds)/len(ds)
+    no,yes = math.log(1-target), math.log(target)
+    return sum((z.exp()*z).sum((1,2)) - (z.exp()[...,0]*no + z.exp()[...,1]*yes).sum(1) for z in ds)/len(ds)
 
 def skip_count(walk:Walk): # Of any policy
     "How many skips each architecture has: [n]."
     return sum((d.action.sum(1) for d in walk.decisions if d.step.kind=='skips'), torch.zeros_like(walk.codes[:,0]))
 
-# %% ../nbs/04_reinforce.ipynb #0000000a
+# %% ../nbs/04_reinforce.ipynb #00000034
 class Reinforce:
     "Trains a policy's θ by REINFORCE (Williams 1992; paper 2.2): Adam, a baseline, and one `step` per batch of architectures."
     def __init__(self,
@@ -76,30 +81,46 @@ class Reinforce:
         self.controller, self.baseline = controller, make_baseline(p)
         self.opt = torch.optim.Adam(controller.parameters(), lr=p.lr, betas=p.betas, eps=p.eps)
 
+    def paid(self,
+        walk:Walk, # `n` sampled architectures
+        rewards,   # [n], what each of them earned; `ValueError` for another shape
+    ):
+        "R + w·H: [n]. The entropy has no gradient, it acts through the reward only."
+        if rewards.shape!=walk.log_prob.shape:
+            raise ValueError(f'rewards are {tuple(rewards.shape)}, one number for each of {len(walk.log_prob)} architectures is wanted')
+        return rewards + self.preset.entropy_weight*walk.entropy.detach()
+
     def loss(self,
         walk:Walk, # `n` sampled architectures
         rewards,   # [n], what each of them earned
     ):
-        "-log π(m)·(R + w·H - b) averaged over the batch, plus the skip prior. The entropy H is part of the reward and has no gradient."
-        p, r = self.preset, rewards + self.preset.entropy_weight*walk.entropy.detach()
+        "-log π(m)·(R + w·H - b) averaged over the batch, plus the skip prior. Updates the baseline."
+        p, r = self.preset, self.paid(walk, rewards)
         loss = -(walk.log_prob*(r-self.baseline(r))).mean()
         return loss + p.skip_weight*skip_penalty(walk, p.skip_target).mean() if p.skip_weight else loss
 
-    def step(self,
-        score, # Function of codes [n, length] that returns rewards [n] on the same device
-        generator=None, # `torch.Generator` on θ's device, for the sampling
-    ):
-        "Sample architectures, score them, move θ. Returns mean reward and entropy as tensors."
-        p = self.preset
-        walk = self.controller.sample(p.n_archs, generator)
-        with torch.no_grad(): rewards = score(walk.codes)
-        self.opt.zero_grad()
-        self.loss(walk, rewards).backward()
-        if p.grad_clip: nn.utils.clip_grad_norm_(self.controller.parameters(), p.grad_clip)
-        self.opt.step()
-        return dict(reward=rewards.mean(), entropy=walk.entropy.detach().mean())
+# %% ../nbs/04_reinforce.ipynb #00000036
+from fastcore.basics import patch
 
-    def state_dict(self): "All that a resumed run needs, beside θ."; return dict(opt=self.opt.state_dict(), baseline=self.baseline.value)
-    def load_state_dict(self, d): # As made by `state_dict`
-        "Go on from a saved state."
-        self.opt.load_state_dict(d['opt']); self.baseline.value = d['baseline']
+@patch
+def step(self:Reinforce,
+    score, # Function of codes [n, length] that returns rewards [n] on the same device
+    generator=None, # `torch.Generator` on θ's device, for the sampling
+):
+    "Sample architectures, score them, move θ. Returns mean reward and entropy as tensors."
+    p = self.preset
+    walk = self.controller.sample(p.n_archs, generator)
+    with torch.no_grad(): rewards = score(walk.codes)
+    self.opt.zero_grad()
+    self.loss(walk, rewards).backward()
+    if p.grad_clip: nn.utils.clip_grad_norm_(self.controller.parameters(), p.grad_clip)
+    self.opt.step()
+    return dict(reward=rewards.mean(), entropy=walk.entropy.detach().mean())
+
+@patch
+def state_dict(self:Reinforce): "All that a resumed run needs, beside θ."; return dict(opt=self.opt.state_dict(), baseline=self.baseline.value)
+
+@patch
+def load_state_dict(self:Reinforce, d): # As made by `state_dict`
+    "Go on from a saved state."
+    self.opt.load_state_dict(d['opt']); self.baseline.value = d['baseline']

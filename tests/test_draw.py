@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from enas_nb.draw import Drawing, draw, op_colors, plot_history, plot_op_share, shares
-from enas_nb.space import Arch, MacroSpace, MicroSpace, RecurrentSpace
+from enas_nb.draw import Drawing, _slots, draw, op_colors, plot_history, plot_op_share, shares
+from enas_nb.space import Arch, MacroSpace, MicroSpace, RecurrentSpace, SearchSpace
 
 ns = '{http://www.w3.org/2000/svg}'
 spaces = st.one_of(st.builds(MacroSpace, st.integers(1, 14)), st.builds(MicroSpace, st.integers(1, 8)), st.builds(RecurrentSpace, st.integers(1, 13)))
@@ -32,8 +32,8 @@ def check(arch):
     assert {o.text for o in root.findall(f".//{ns}g[@class='legend']/{ns}text")}==set(arch.space.ops)
     assert root.get('role')=='img' and root.get('aria-label')
     assert np.isfinite(list(numbers(root))).all() and 'nan' not in d.svg and 'inf' not in d.svg
-    w,h = float(root.get('width')), float(root.get('height'))
-    assert root.get('viewBox')==f'0 0 {w:g} {h:g}' and w>0 and h>0
+    (x,y,w,h), shown = map(float, root.get('viewBox').split()), float(root.get('width'))
+    assert x==y==0 and w>0 and h>0 and shown<=880 and abs(shown/w-float(root.get('height'))/h)<.01
     assert str(draw(arch))==d.svg==arch._repr_svg_()
     for word in ('<script', 'href', 'url(', ' id=', '<style'): assert word not in d.svg
     return root
@@ -47,10 +47,11 @@ def test_any_architecture(space, seed): check(space.archs(space.random(seed=seed
 def test_cards_apart_and_inside(space, seed):
     "No two cards of a part overlap, and none leaves the picture."
     root = check(space.archs(space.random(seed=seed))[0])
+    _,_,W,H = map(float, root.get('viewBox').split())
     for part in root.findall(f"{ns}g[@class='part']"):
         box = [tuple(float(r.get(k)) for k in ('x','y','width','height')) for r in (o.find(ns+'rect') for o in part.iter(ns+'g') if o.get('class')=='node')]
         for i,(x,y,w,h) in enumerate(box):
-            assert x>=0 and y>=0 and x+w<=float(root.get('width')) and y+h<=float(root.get('height'))
+            assert x>=0 and y>=0 and x+w<=W and y+h<=H
             for a,b,c,d in box[:i]: assert x+w<=a or a+c<=x or y+h<=b or b+d<=y
 
 @pytest.mark.parametrize('space', extremes, ids=str)
@@ -68,7 +69,7 @@ def test_spaces(space):
 def test_sizes():
     "Twenty-four layers fit a notebook's column, two are not blown up, and a picture stays small."
     big, small = draw(Arch(MacroSpace(24), MacroSpace(24).random(seed=1)[0])), draw(MacroSpace(2).parse('0 3 1'))
-    assert float(ET.fromstring(big.svg).get('width')) < 940 and float(ET.fromstring(small.svg).get('width')) < 400
+    assert float(ET.fromstring(big.svg).get('viewBox').split()[2]) < 940 and float(ET.fromstring(small.svg).get('width')) < 400
     assert len(big.svg) < 120_000
 
 def test_same_bytes_in_another_process():
@@ -86,6 +87,11 @@ def test_wrong_pools(pools):
     with pytest.raises(ValueError, match='allowed are layers 0 to 1') as e: draw(MacroSpace(2), pools=pools)
     assert '\n' not in str(e.value)
 
+def test_space_without_a_graph():
+    class Bare(SearchSpace): name = 'bare'
+    SearchSpace.registry.pop('bare')
+    with pytest.raises(TypeError, match=r'draw needs Bare\.graph'): draw(Bare())
+
 def test_pools():
     root = ET.fromstring(str(draw(MacroSpace(6), pools=(1, np.int64(3)))))
     assert len(root.findall(f".//{ns}g[@class='pool']"))==2
@@ -98,6 +104,10 @@ def test_save_is_atomic(tmp_path):
     assert f.read_text()=='before' and [o.name for o in tmp_path.iterdir()]==['a.svg']
     draw(MacroSpace(2)).save(f)
     assert f.read_text()==str(draw(MacroSpace(2)))+'\n'
+
+def test_slots():
+    assert list(_slots(MacroSpace(2)).values())==[0, 1, 1, 0] and list(_slots(MicroSpace(1)).values())==[0, 0, 2, 0]*2
+    assert list(_slots(RecurrentSpace(2)).values())==[0, 1, 1, 0]
 
 def test_colours():
     for space in extremes: assert len(set(op_colors(space).values()))==len(space.ops) and list(op_colors(space))==list(space.ops)

@@ -8,7 +8,9 @@ import pytest, torch
 from torch import tensor
 
 from enas_nb.controller import Controller, reported_entropy
+from enas_nb.layers import FactorizedReduction
 from enas_nb.macro import MacroNet, SharedMacroNet, pool_layers
+from enas_nb.micro import MicroNet, SharedMicroNet
 from enas_nb.presets import released
 from enas_nb.reinforce import skip_count, skip_penalty
 from enas_nb.space import Arch, MacroSpace, MicroSpace, RecurrentSpace
@@ -139,7 +141,92 @@ def macro_search(g):
         close(net.eval()(x), evald, f'logits_eval of {net.arch}')
         close(net.train()(x), train, f'logits_train of {net.arch}')
 
-KINDS = {f.__name__: f for f in (controller_macro, controller_micro, controller_recurrent, macro_fixed, macro_search)}
+# --- micro networks ------------------------------------------------------------------------------------------------------
+
+def take_fr(g, theirs, m, ours, bn):
+    "Map a factorized reduction."
+    take_conv(g, f'{theirs}/path1_conv', m, f'{ours}.even'); take_conv(g, f'{theirs}/path2_conv', m, f'{ours}.odd')
+    bn(g, f'{theirs}/bn', m, f'{ours}.bn')
+
+def take_batch_bn(g, theirs, m, ours):
+    "Map a batch norm without moving averages; a search's graph has some, which it never reads."
+    m[f'{ours}.weight'], m[f'{ours}.bias'] = g.take(f'{theirs}/scale'), g.take(f'{theirs}/offset')
+    g.take(f'{theirs}/moving_mean'); g.take(f'{theirs}/moving_variance')
+
+def take_micro(g, net, m, bn):
+    "Stem, calibrations, linear layer and, where the file has one, auxiliary head."
+    take_conv(g, 'child/stem_conv', m, 'stem.0'); bn(g, 'child/stem_conv/bn', m, 'stem.1')
+    for i,cell in enumerate(net.cells):
+        for j,side in enumerate('xy'):
+            theirs, ours, c = f'child/layer_{i}/calibrate/pool_{side}', f'cells.{i}.calibrate.{j}', cell.calibrate[j]
+            if isinstance(c, torch.nn.Identity): continue
+            if isinstance(c[1], FactorizedReduction): take_fr(g, theirs, m, f'{ours}.1', bn)
+            else: take_conv(g, theirs, m, f'{ours}.1'); bn(g, f'{theirs}/bn', m, f'{ours}.2')
+    m['head.fc.weight'] = g.take('child/fc/w').T
+    if net.aux_head is None: return
+    for theirs,ours in dict(proj='proj', avg_pool='conv').items():
+        take_conv(g, f'child/aux_head/{theirs}', m, f'aux_head.{ours}.0'); bn(g, f'child/aux_head/{theirs}/bn', m, f'aux_head.{ours}.1')
+    m['aux_head.head.fc.weight'] = g.take('child/aux_head/fc/w').T
+
+def micro_space(c): return MicroSpace(c['num_cells'], ops=MicroSpace.ops[:c.get('num_branches', len(MicroSpace.ops))])
+def has_aux(g): return any('aux_head' in k for k in g.vars)
+
+def micro_fixed(g):
+    c, m = g.config, {}
+    arch = Arch(micro_space(c), g['arc'].tolist())
+    net = MicroNet(arch, n_layers=c['num_layers'], width=c['out_filters'], n_out=g.vars['child/fc/w'].shape[1], dropout=0, aux=has_aux(g))
+    take_micro(g, net, m, take_bn)
+    for i,cell in enumerate(net.cells):
+        take_conv(g, f'child/layer_{i}/layer_base', m, f'cells.{i}.base.1'); take_bn(g, f'child/layer_{i}/layer_base/bn', m, f'cells.{i}.base.2')
+        for k,ops in enumerate(cell.nodes):
+            for s,op in enumerate(ops):
+                theirs, ours = f'child/layer_{i}/cell_{k}/{"xy"[s]}_conv', f'cells.{i}.nodes.{k}.{s}'
+                if isinstance(op, FactorizedReduction): take_fr(g, theirs, m, ours, take_bn)
+                if not isinstance(op, torch.nn.Sequential): continue
+                for stack in range(2):
+                    w = f'{theirs}/sep_conv_{stack}'
+                    m[f'{ours}.{3*stack+1}.0.weight'] = g.take(f'{w}/w_depth').permute(2,3,0,1)
+                    m[f'{ours}.{3*stack+1}.1.weight'] = conv(g.take(f'{w}/w_point'))
+                    take_bn(g, f'{w}/bn', m, f'{ours}.{3*stack+2}')
+        for j in cell.fit: take_fr(g, f'child/layer_{i}/final_combine/calibrate_{j}', m, f'cells.{i}.fit.{j}', take_bn)
+    g.load(net, m)
+    x = images(g['images'])
+    close(net.eval()(x), g['logits_eval'], 'logits_eval')
+    out = net.train()(x)
+    if net.aux_head is not None:
+        out,aux = out
+        close(aux, g['aux_logits_train'], 'aux_logits_train')
+    close(out, g['logits_train'], 'logits_train')
+
+def micro_search(g):
+    c, m = g.config, {}
+    space, C = micro_space(c), c['out_filters']
+    net = SharedMicroNet(space, n_layers=c['num_layers'], width=C, n_out=g.vars['child/fc/w'].shape[1], dropout=0, aux=has_aux(g))
+    take_micro(g, net, m, take_batch_bn)
+    for i,cell in enumerate(net.cells):
+        nf = len(cell.bn.weight)
+        if cell.reduce is not None: take_fr(g, f'child/layer_{i}', m, f'cells.{i}.reduce', take_batch_bn)
+        for k in range(space.n_nodes):
+            for s,side in enumerate('xy'):
+                for ks in (int(o[-1]) for o in space.ops if o.startswith('sep')):
+                    for stack in range(2): # 2-D banks, a row for each source
+                        w = f'child/layer_{i}/cell_{k}/{side}/conv_{ks}x{ks}/stack_{stack}'
+                        depth, point, scale, offset = (g.take(f'{w}/{o}') for o in ('w_depth', 'w_point', 'bn/scale', 'bn/offset'))
+                        for j in range(k+2):
+                            ours = f'cells.{i}.nodes.{k}.{s}.sep{ks}x{ks}.{j}'
+                            m[f'{ours}.{3*stack+1}.0.weight'] = depth[j].view(ks, ks, nf, 1).permute(2,3,0,1)
+                            m[f'{ours}.{3*stack+1}.1.weight'] = conv(point[j].view(1, 1, nf, nf))
+                            m[f'{ours}.{3*stack+2}.weight'], m[f'{ours}.{3*stack+2}.bias'] = scale[j], offset[j]
+        for j,w in enumerate(g.take(f'child/layer_{i}/final_conv/w')): m[f'cells.{i}.out.{j}'] = conv(w.view(1, 1, nf, nf))
+        take_batch_bn(g, f'child/layer_{i}/final_conv/bn', m, f'cells.{i}.bn')
+    g.load(net, m)
+    x = images(g['images'])
+    for net.arch, train in zip(space.archs(g['arcs']), g['logits_train']):
+        out = net.train()(x)
+        close(out if net.aux_head is None else out[0], train, f'logits_train of {net.arch}')
+        close(net.eval()(x), train, f'logits in evaluation, which has the statistics of the batch too, of {net.arch}')
+
+KINDS = {f.__name__: f for f in (controller_macro, controller_micro, controller_recurrent, macro_fixed, macro_search, micro_fixed, micro_search)}
 
 # --- the folder --------------------------------------------------------------------------------------------------------
 
