@@ -11,3 +11,5 @@ from .macro import *
 from .train import *
 from .search import *
 from .retrain import *
+from .micro import *
+from .recipes import *

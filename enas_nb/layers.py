@@ -30,7 +30,8 @@ def _he(w):
     "Make a weight He-normal; on the meta device, where parameters are only counted, there is nothing to fill."
     if not w.is_meta: nn.init.kaiming_normal_(w, nonlinearity='relu')
 
-def conv(ni, nf, # Channels in and out
+def conv(ni, # Channels in
+         nf, # Channels out
          ks=1, # Side of the kernel
          stride=1, # Step
          groups=1, # `ni` makes it depthwise
@@ -40,7 +41,8 @@ def conv(ni, nf, # Channels in and out
     _he(m.weight)
     return m
 
-def relu_conv_bn(ni, nf, # Channels in and out
+def relu_conv_bn(ni, # Channels in
+                 nf, # Channels out
                  bn_eval='running'): # See `batch_norm`
     "ReLU - 1x1 convolution - batch norm: the paper's way to change the number of channels."
     return nn.Sequential(nn.ReLU(), conv(ni, nf), batch_norm(nf, bn_eval))
@@ -57,7 +59,8 @@ def same_pad(shape, # Shape of the images, [..., h, w]
 class SameConv2d(nn.Conv2d):
     "A convolution without bias, padded as TensorFlow does, He-normal at the start."
     def __init__(self,
-        ni, nf, # Channels in and out
+        ni, # Channels in
+        nf, # Channels out
         ks,     # Side of the kernel
         stride=1, # Step
         groups=1, # `ni` makes it depthwise
@@ -104,18 +107,22 @@ def pool(name, # `'avg'` or `'max'`
 class FactorizedReduction(nn.Module):
     "Halve the image: two 1x1 convolutions on two grids of pixels, concatenated, and a batch norm (`_factorized_reduction`; no ReLU inside)."
     def __init__(self,
-        ni, nf, # Channels in and out
+        ni, # Channels in
+        nf, # Channels out
         bn_eval='running', # See `batch_norm`
     ):
         super().__init__()
-        self.even, self.odd, self.bn = conv(ni, nf//2, stride=2), conv(ni, nf-nf//2, stride=2), batch_norm(nf, bn_eval)
+        self.narrow = ni<16
+        self.even, self.odd = (conv(ni, n, stride=1 if self.narrow else 2) for n in (nf//2, nf-nf//2))
+        self.bn = batch_norm(nf, bn_eval)
 
     def forward(self, x):
         h,w = x.shape[2:]
         shifted = F.pad(x, (0, w%2, 0, h%2))[:,:,1:,1:] # only an odd side needs the zeros at its end
+        x, shifted = (o[:,:,::2,::2] if self.narrow else o for o in (x, shifted))
         return self.bn(torch.cat([self.even(x), self.odd(shifted)], 1))
 
-# %% ../nbs/06_layers.ipynb #00000021
+# %% ../nbs/06_layers.ipynb #00000022
 class Head(nn.Module):
     "Global average pooling - dropout - linear layer (without bias)."
     def __init__(self,
@@ -128,7 +135,7 @@ class Head(nn.Module):
 
     def forward(self, x): return self.fc(self.dropout(x.mean((2,3))))
 
-# %% ../nbs/06_layers.ipynb #00000024
+# %% ../nbs/06_layers.ipynb #00000025
 class AuxHead(nn.Module):
     "ReLU - 5x5 average pool of step 3 - 1x1 convolution to 128 - 2x2 convolution to 768 - linear layer (`micro_child.py`)."
     def __init__(self,
@@ -145,14 +152,14 @@ class AuxHead(nn.Module):
         if min(h, w)<5: raise ValueError(f'the auxiliary head needs maps of at least 5x5 pixels and gets {h}x{w}: take larger images, or aux=False')
         return self.head(self.conv(self.proj(F.avg_pool2d(F.relu(x), 5, stride=3))))
 
-# %% ../nbs/06_layers.ipynb #00000027
+# %% ../nbs/06_layers.ipynb #00000028
 def drop_path(x, # [n, c, h, w]
               p, # Probability to drop an image's whole tensor, less than 1
              ):
     "Zero all of `x` for some of its images, and scale it for the others."
     return x * x.new_empty(len(x), 1, 1, 1).bernoulli_(1-p).div_(1-p)
 
-# %% ../nbs/06_layers.ipynb #0000002a
+# %% ../nbs/06_layers.ipynb #0000002b
 @singledispatch
 def shared_net(space:SearchSpace, # The space; its type decides
                n_in:int,  # Channels of the image
@@ -172,4 +179,4 @@ def final_net(arch:Arch, # The architecture; the type of its space decides
     "The network of one architecture. Register a function of (space, arch, n_in, n_out, ...) with `final_net.register`."
     return _final_net(arch.space, arch, n_in, n_out, **kwargs)
 
-final_net.register = _final_net.register
+final_net.register, final_net.dispatch = _final_net.register, _final_net.dispatch

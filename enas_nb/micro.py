@@ -87,8 +87,7 @@ class _MicroBase(nn.Module):
             if i in at: nf *= 2
             c,prev,cur = cell(i in at, prev, cur, nf)
             self.cells.append(c)
-            if aux and i==self.aux_at: self.aux_head = AuxHead(cur[1], n_out, bn_eval)
-        if not aux: self.aux_head = None
+            if i==self.aux_at: self.aux = AuxHead(cur[1], n_out, bn_eval) if aux else None
         self.head = Head(cur[1], n_out, dropout)
 
     def run(self, x, args):
@@ -97,7 +96,7 @@ class _MicroBase(nn.Module):
         aux = None
         for i,cell in enumerate(self.cells):
             prev,cur = cell(prev, cur, *args(i))
-            if i==self.aux_at and self.training and self.aux_head is not None: aux = self.aux_head(cur)
+            if self.aux is not None and self.training and i==self.aux_at: aux = self.aux(cur)
         logits = self.head(F.relu(cur))
         return logits if aux is None else (logits, aux)
 
@@ -137,7 +136,7 @@ class SharedMicroNet(_MicroBase):
         if self._arch is None: raise ValueError('no architecture is set: give the network one with `net.arch = arch`')
         return self.run(x, self._paths.__getitem__)
 
-# %% ../nbs/11_micro.ipynb #0000002a
+# %% ../nbs/11_micro.ipynb #0000002c
 class FinalCell(nn.Module):
     "A cell of the final network (`_fixed_layer`)."
     def __init__(self,
@@ -164,7 +163,7 @@ class FinalCell(nn.Module):
         for (a,b),o in zip(self.nodes, self.spec): xs.append(side(a, o.op1, o.i1) + side(b, o.op2, o.i2))
         return cur, torch.cat([self.fit[str(j)](xs[j]) if str(j) in self.fit else xs[j] for j in self.ends], 1)
 
-# %% ../nbs/11_micro.ipynb #0000002e
+# %% ../nbs/11_micro.ipynb #00000030
 class MicroNet(_MicroBase):
     "The final network of one micro architecture (`micro_child.py` with a fixed architecture)."
     def __init__(self,
@@ -196,7 +195,7 @@ class MicroNet(_MicroBase):
         "Logits: [n, `n_out`], in training with an auxiliary head a pair of them."
         return self.run(x, lambda i: (self.drop_rate(i),))
 
-# %% ../nbs/11_micro.ipynb #0000003c
+# %% ../nbs/11_micro.ipynb #0000003e
 shared_net.register(MicroSpace, SharedMicroNet)
 
 @final_net.register

@@ -10,11 +10,12 @@ __all__ = ['MovingAverage', 'LeaveOneOut', 'make_baseline', 'skip_penalty', 'ski
 # %% ../nbs/04_reinforce.ipynb #00000004
 import math
 import torch
+from fastcore.basics import patch
 from torch import nn
 from .presets import ControllerPreset
 from .controller import Controller, Walk
 
-# %% ../nbs/04_reinforce.ipynb #0000001a
+# %% ../nbs/04_reinforce.ipynb #00000018
 class MovingAverage:
     "The paper's baseline: an exponential moving average of all rewards so far, updated by each before it is used (`general_controller.py`)."
     def __init__(self,
@@ -31,7 +32,7 @@ class MovingAverage:
         self.value = b[-1]
         return b
 
-# %% ../nbs/04_reinforce.ipynb #00000021
+# %% ../nbs/04_reinforce.ipynb #0000001f
 class LeaveOneOut:
     "The baseline of each architecture is the mean reward of the others that were scored on the same minibatch."
     value = 0. # the mean reward of the last step
@@ -53,7 +54,7 @@ def make_baseline(preset:ControllerPreset): # `ValueError` for an unknown `basel
     if preset.n_archs<2: raise ValueError(f'the leave-one-out baseline needs 2 or more architectures a step, n_archs is {preset.n_archs}')
     return LeaveOneOut()
 
-# %% ../nbs/04_reinforce.ipynb #0000002b
+# %% ../nbs/04_reinforce.ipynb #00000029
 def skip_penalty(walk:Walk, # Of any policy; zeros where no step has skips
                  target=.4, # Prior probability of a skip, between 0 and 1
                  released=False, # The authors' formula, which takes σ(q) where the policy skips with probability σ(2q)?
@@ -70,7 +71,7 @@ def skip_count(walk:Walk): # Of any policy
     "How many skips each architecture has: [n]."
     return sum((d.action.sum(1) for d in walk.decisions if d.step.kind=='skips'), torch.zeros_like(walk.codes[:,0]))
 
-# %% ../nbs/04_reinforce.ipynb #00000034
+# %% ../nbs/04_reinforce.ipynb #00000032
 class Reinforce:
     "Trains a policy's θ by REINFORCE (Williams 1992; paper 2.2): Adam, a baseline, and one `step` per batch of architectures."
     def __init__(self,
@@ -99,9 +100,7 @@ class Reinforce:
         loss = -(walk.log_prob*(r-self.baseline(r))).mean()
         return loss + p.skip_weight*skip_penalty(walk, p.skip_target).mean() if p.skip_weight else loss
 
-# %% ../nbs/04_reinforce.ipynb #00000036
-from fastcore.basics import patch
-
+# %% ../nbs/04_reinforce.ipynb #00000034
 @patch
 def step(self:Reinforce,
     score, # Function of codes [n, length] that returns rewards [n] on the same device

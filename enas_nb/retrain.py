@@ -17,7 +17,7 @@ from fastai.metrics import accuracy
 
 # %% ../nbs/10_retrain.ipynb #00000005
 from .space import Arch
-from .data import add_cutout
+from .data import DataEpoch, add_cutout
 from .layers import final_net
 from .search import build_net, n_channels, pick_preset, split_kwargs
 from .train import nesterov, weight_decay
@@ -31,6 +31,7 @@ def arch_learner(
     metrics=accuracy, # Of the validation row
     loss_func=None, # That of `dls`, or cross entropy
     n_out=None, # Classes; those of `dls` by default
+    cbs=None, # More callbacks
     **kwargs, # Of the final network (`width`, `n_layers`, `dropout`, `skip`, `sep`, ...) and of `Learner`
 )->Learner:
     "A plain fastai `Learner` that trains the final network of one architecture from scratch (paper, 3.2)."
@@ -43,4 +44,4 @@ def arch_learner(
     cutout = p.cutout if cutout is None else cutout
     if cutout: dls = add_cutout(dls, cutout)
     return Learner(dls, net.to(memory_format=torch.channels_last), loss_func=loss_func or getattr(dls.train_ds, 'loss_func', None) or CrossEntropyLossFlat(),
-                   metrics=metrics, **dict(opt_func=nesterov, lr=p.lr_max, wd=weight_decay(p.l2)) | learner)
+                   metrics=metrics, cbs=[DataEpoch(), *L(cbs)], **dict(opt_func=nesterov, lr=p.lr_max, wd=weight_decay(p.l2)) | learner)

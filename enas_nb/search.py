@@ -9,7 +9,7 @@ __all__ = ['Supernet', 'omega', 'score_batch', 'SearchCallback', 'pick_preset', 
            'search_learner', 'Derived']
 
 # %% ../nbs/09_search.ipynb #00000006
-import inspect, json, random, time
+import inspect, json, random
 from contextlib import nullcontext
 from copy import copy
 from functools import partial
@@ -38,7 +38,7 @@ from .reinforce import Reinforce
 from .data import MemoryDL, cache_valid, random_batch, rng, split_valid
 from .layers import shared_net
 from . import macro # registers its networks
-from .train import nesterov, weight_decay
+from .train import clock, nesterov, weight_decay
 
 # %% ../nbs/09_search.ipynb #0000000b
 class Supernet(nn.Module):
@@ -142,7 +142,7 @@ class SearchCallback(Callback):
 
     def after_train(self):
         if self.restore or self.trained < self.preset.controller.warmup: return
-        start, n, bs = time.perf_counter(), self.preset.controller.steps, min(self.preset.search.bs, len(self.reward_dl.dataset))
+        start, n, bs = clock(self.dls.device), self.preset.controller.steps, min(self.preset.search.bs, len(self.reward_dl.dataset))
         net, space = self.model.net, self.model.controller.space
         stats = []
         for i in self._bar(range(n)):
@@ -151,7 +151,7 @@ class SearchCallback(Callback):
             stats.append(self.reinforce.step(score, self.rng('theta', i)))
         self.stats = {k: torch.stack([o[k] for o in stats]).mean().item() for k in stats[0]} if stats else self.stats
         self.stats['baseline'] = float(self.reinforce.baseline.value)
-        self.theta_seconds += time.perf_counter()-start
+        self.theta_seconds += clock(self.dls.device)-start
 
     def after_epoch(self):
         if self.in_epoch and not self.restore: self.trained += 1

@@ -163,10 +163,10 @@ def take_micro(g, net, m, bn):
             if isinstance(c[1], FactorizedReduction): take_fr(g, theirs, m, f'{ours}.1', bn)
             else: take_conv(g, theirs, m, f'{ours}.1'); bn(g, f'{theirs}/bn', m, f'{ours}.2')
     m['head.fc.weight'] = g.take('child/fc/w').T
-    if net.aux_head is None: return
+    if net.aux is None: return
     for theirs,ours in dict(proj='proj', avg_pool='conv').items():
-        take_conv(g, f'child/aux_head/{theirs}', m, f'aux_head.{ours}.0'); bn(g, f'child/aux_head/{theirs}/bn', m, f'aux_head.{ours}.1')
-    m['aux_head.head.fc.weight'] = g.take('child/aux_head/fc/w').T
+        take_conv(g, f'child/aux_head/{theirs}', m, f'aux.{ours}.0'); bn(g, f'child/aux_head/{theirs}/bn', m, f'aux.{ours}.1')
+    m['aux.head.fc.weight'] = g.take('child/aux_head/fc/w').T
 
 def micro_space(c): return MicroSpace(c['num_cells'], ops=MicroSpace.ops[:c.get('num_branches', len(MicroSpace.ops))])
 def has_aux(g): return any('aux_head' in k for k in g.vars)
@@ -193,7 +193,7 @@ def micro_fixed(g):
     x = images(g['images'])
     close(net.eval()(x), g['logits_eval'], 'logits_eval')
     out = net.train()(x)
-    if net.aux_head is not None:
+    if net.aux is not None:
         out,aux = out
         close(aux, g['aux_logits_train'], 'aux_logits_train')
     close(out, g['logits_train'], 'logits_train')
@@ -223,7 +223,7 @@ def micro_search(g):
     x = images(g['images'])
     for net.arch, train in zip(space.archs(g['arcs']), g['logits_train']):
         out = net.train()(x)
-        close(out if net.aux_head is None else out[0], train, f'logits_train of {net.arch}')
+        close(out if net.aux is None else out[0], train, f'logits_train of {net.arch}')
         close(net.eval()(x), train, f'logits in evaluation, which has the statistics of the batch too, of {net.arch}')
 
 KINDS = {f.__name__: f for f in (controller_macro, controller_micro, controller_recurrent, macro_fixed, macro_search, micro_fixed, micro_search)}

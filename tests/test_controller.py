@@ -1,0 +1,110 @@
+"The policy on small random spaces of every kind: probabilities, repeatability, devices, and what a batch costs."
+import itertools, math, time
+from dataclasses import replace
+
+import pytest, torch
+from hypothesis import given, settings, strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from enas_nb.controller import Controller
+from enas_nb.presets import released
+from enas_nb.space import MacroSpace, MicroSpace, RecurrentSpace
+
+SMALL = replace(released['macro'].controller, hidden=8)
+
+def some_ops(cls, most): return st.lists(st.sampled_from(cls.ops), min_size=1, max_size=most, unique=True).map(tuple)
+
+spaces = st.one_of( # at most 3*3*2 * 3*4 = 216, 6*6 squared = 1296 ... all small enough to list
+    st.builds(MacroSpace,     st.integers(1, 3), some_ops(MacroSpace, 3)),
+    st.builds(MicroSpace,     st.just(1),        some_ops(MicroSpace, 3)),
+    st.builds(RecurrentSpace, st.integers(1, 4), some_ops(RecurrentSpace, 2)))
+seeds = st.integers(0, 1000)
+
+def policy(space, seed=0, scale=6., **kw):
+    "A controller with opinions: an untrained one is close to uniform."
+    torch.manual_seed(seed)
+    c = Controller(space, replace(SMALL, **kw))
+    with torch.no_grad():
+        for p in c.parameters(): p.mul_(scale)
+    return c
+
+def listed(space): return torch.tensor(list(itertools.product(*[range(o.choices) for o,_ in space.slots])))
+
+@settings(max_examples=30, deadline=None)
+@given(spaces, seeds, st.integers(1, 2))
+@torch.no_grad()
+def test_probabilities_sum_to_one(space, seed, n_lstm):
+    codes = listed(space)
+    assert len(codes)==space.size<=1300
+    w = policy(space, seed, n_lstm=n_lstm).score(codes)
+    p = w.log_prob.exp()
+    assert p.sum().item() == pytest.approx(1, abs=1e-4)
+    assert (p*w.entropy).sum().item() == pytest.approx(-(p*w.log_prob).sum().item(), abs=1e-3) # chain rule of entropy
+
+@settings(max_examples=30, deadline=None)
+@given(spaces, seeds, st.integers(1, 5))
+@torch.no_grad()
+def test_score_agrees_with_sample(space, seed, n):
+    c = policy(space, seed)
+    w = c.sample(n)
+    assert w.codes.shape==(n, space.length) and w.codes.dtype==torch.long
+    for o in space.archs(w.codes): assert space.check(o.code)==o.code
+    for again in (c.score(w.codes), c.score(space.archs(w.codes))):
+        assert torch.equal(again.codes, w.codes)
+        torch.testing.assert_close(again.log_prob, w.log_prob, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(again.entropy,  w.entropy,  atol=1e-5, rtol=1e-5)
+
+@settings(max_examples=20, deadline=None)
+@given(spaces, seeds)
+@torch.no_grad()
+def test_architectures_of_a_batch_do_not_see_each_other(space, seed):
+    c = policy(space, seed)
+    w = c.sample(4)
+    one = torch.cat([c.score(o[None]).log_prob for o in w.codes])
+    torch.testing.assert_close(one, w.log_prob, atol=1e-5, rtol=1e-5)
+
+@settings(max_examples=20, deadline=None)
+@given(spaces, seeds)
+@torch.no_grad()
+def test_mode_takes_the_likeliest_choice_of_every_step(space, seed):
+    w = policy(space, seed).mode()
+    assert len(w.codes)==1
+    for d in w.decisions: torch.testing.assert_close(d.log_prob, d.logits.max(-1).values)
+
+@settings(max_examples=20, deadline=None)
+@given(spaces, seeds)
+def test_a_generator_repeats_and_leaves_the_global_one_alone(space, seed):
+    c, state = policy(space), torch.get_rng_state()
+    a,b = (c.sample(8, torch.Generator().manual_seed(seed)).codes for _ in range(2))
+    assert torch.equal(a, b)
+    assert torch.equal(torch.get_rng_state(), state)
+
+def test_score_refuses_another_length():
+    with pytest.raises(ValueError, match=r'\(2, 5\)'): policy(MacroSpace(3)).score(torch.zeros(2, 5, dtype=torch.long))
+
+@pytest.mark.parametrize('space', [MacroSpace(3), MicroSpace(2), RecurrentSpace(3)], ids=lambda o: o.name)
+def test_no_tensor_forgets_the_device(plain_lstm_cell, space):
+    with FakeTensorMode():
+        with torch.device('cuda'): c = Controller(space, SMALL)
+        w = c.sample(4)
+        walks = [w, c.mode(), c.score(w.codes)]
+    for w in walks:
+        for t in (w.codes, w.log_prob, w.entropy, *(o for d in w.decisions for o in (d.logits, d.action))): assert t.device.type=='cuda'
+
+# --- cost --------------------------------------------------------------------------------------------------------------
+
+def cpu(f, n=7):
+    "Median CPU seconds of `n` calls."
+    def once(): t = time.process_time(); f(); return time.process_time()-t
+    once()
+    return sorted(once() for _ in range(n))[n//2]
+
+def test_256_architectures_in_one_call():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        c, gen = Controller(MacroSpace(12)), torch.Generator().manual_seed(0)
+        one, many = cpu(lambda: c.sample(1, gen), 15), cpu(lambda: c.sample(256, gen))
+    finally: torch.set_num_threads(threads)
+    assert many <= 10*one, f'256 at once cost {many/one:.1f} times one'
+    assert many <= 256*one/20, f'256 calls cost only {256*one/many:.1f} times one call of 256'
