@@ -52,7 +52,9 @@ def _show(argv):
     p.add_argument('--svg', metavar='FILE', help='draw it to this file')
     p.add_argument('--json', action='store_true', help='print JSON: params, aux_params, encoding, n_archs')
     a = p.parse_args(argv)
-    from enas_nb.all import count_params, draw, final_net
+    from enas_nb.draw import draw
+    from enas_nb.layers import final_net
+    from enas_nb.recipes import count_params
     arch, sizes, about = _find(a.arch, a.space)
     counted = final_net.dispatch(type(arch.space)) is not final_net.dispatch(object)
     params, aux = count_params(arch, **sizes) if counted else (None, None)
@@ -68,7 +70,7 @@ def enas_show(argv=None): # Words of the command line, without the command; thos
     "The command `enas-show`: returns its exit status."
     return _main('enas-show', _show, argv)
 
-# %% ../nbs/16_cli.ipynb #00000011
+# %% ../nbs/16_cli.ipynb #00000014
 def _free(name):
     "The first folder `runs/name`, `runs/name-2`, ... that does not exist."
     paths = (Path('runs')/(name if i==1 else f'{name}-{i}') for i in range(1, 10**6))
@@ -89,12 +91,16 @@ def _search(argv):
     p.add_argument('--seed', type=int, default=0, metavar='N', help='of everything random; 0 by default')
     p.add_argument('--device', help="cpu, cuda, ...; fastai's choice by default")
     a = p.parse_args(argv)
-    from enas_nb.all import new_folder, recipes, report, run_recipe, verdict, write_run
-    if a.list: print(*[f'{o.name:22} {o.about}' for o in recipes.values()], sep='\n'); return
+    from enas_nb.recipes import estimate, new_folder, recipes, run_recipe, verdict, write_run
+    if a.list: print(*[f"{o.name:22} {o.about}{'; needs a GPU' if o.gpu else ''}" for o in recipes.values()], sep='\n'); return
     if a.recipe not in recipes: raise ValueError(f"no recipe {a.recipe!r}, there are {', '.join(recipes)}")
     if a.seed<0: raise ValueError(f'seed is {a.seed}, allowed is 0 or more')
     if a.device: _check_device(a.device)
     r = recipes[a.recipe] if a.epochs is None else recipes[a.recipe].with_epochs(a.epochs)
+    if r.gpu and not a.device:
+        import torch
+        if not torch.cuda.is_available():
+            raise ValueError(f"{r.name} needs a GPU, for some {estimate(r)['hours']:.0f} hours at 10^12 operations a second; --device cpu runs it all the same, fifty times slower")
     if 'OMP_NUM_THREADS' not in os.environ:
         import torch
         torch.set_num_threads(1) # as fast as two on these small networks, and far faster on a busy machine

@@ -132,6 +132,6 @@ def score(self:Controller,
     return self.walk(len(codes), lambda step,logits: codes[:,step.at:step.at+step.width] if step.kind=='skips' else codes[:,step.at,None])
 
 # %% ../nbs/03_controller.ipynb #00000025
-def reported_entropy(walk:Walk):
+def reported_entropy(walk:Walk): # Of a macro or recurrent policy
     "What the authors' macro and recurrent controllers log as entropy: -p·log p summed over the sampled actions only; [n]."
     return sum(-(d.log_prob*d.log_prob.exp()).sum(1) for d in walk.decisions)

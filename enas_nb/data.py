@@ -481,20 +481,23 @@ def memory_dls(
     "The items of `dls` kept in memory; their batch transforms run on each batch as before"
     return MemoryDataLoaders(*[_memory_dl(o, False, seed) for o in dls.loaders], path=dls.path, device=getattr(dls, 'device', None))
 
-# %% ../nbs/05_data.ipynb #00000048
+# %% ../nbs/05_data.ipynb #00000049
 def split_valid(
     dls,    # any `DataLoaders` that `cache_valid` can keep
     seed=0, # of the split
+    same=False, # the whole set for both, as in the paper?
 ) -> tuple: # `reward` for the controller θ, `select` for derivation and every reported accuracy
-    "The validation set in two halves, disjoint and covering, each class in both as evenly as can be"
+    "The validation set in two halves, disjoint and covering, each class in both as evenly as can be, in random order"
     dl = cache_valid(dls, seed)
     n,y = len(dl.dataset),dl.dataset.tensors[-1].cpu()
     if n<2: raise ValueError(f'{n} validation item(s) cannot be split; 2 are needed, one to reward and one to select')
     order = torch.randperm(n, generator=rng(seed, 'split'))
-    if y.ndim==1 and not y.is_floating_point(): order = order[y[order].argsort(stable=True)]
-    return tuple(dl.new(dl.dataset.subset(order[i::2].sort().values), shuffle=False, drop_last=False) for i in (0,1))
+    place = y[order].argsort(stable=True) if y.ndim==1 and not y.is_floating_point() else torch.arange(n)  # class by class
+    parts = [order]*2 if same else [order[place[i::2].sort().values] for i in (0,1)]                      # in random order again
+    n_batches = lambda k: -(-k//dl.bs)
+    return tuple(dl.new(dl.dataset.subset(o), bs=-(-len(o)//n_batches(len(o))), shuffle=False, drop_last=False) for o in parts)
 
-# %% ../nbs/05_data.ipynb #0000004c
+# %% ../nbs/05_data.ipynb #0000004d
 def random_batch(
     dl:MemoryDL, # where to take it
     n:int,       # items in it, at most those of `dl`

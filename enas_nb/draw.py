@@ -26,7 +26,7 @@ _palette = dict(conv3x3='#0072b2', sep3x3='#56b4e9', conv5x5='#d55e00', sep5x5='
                 identity='#5b6472', tanh='#0072b2', relu='#d55e00', sigmoid='#009e73')
 _spare = ('#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00', '#f0e442', '#5b6472')
 
-def op_colors(space:SearchSpace):
+def op_colors(space:SearchSpace): # Any space
     "A colour for each op of `space`: a dict of name to hex."
     known = {o:_palette[o] for o in space.ops if o in _palette}
     spare = [c for c in _spare if c not in known.values()] or _spare
@@ -61,7 +61,7 @@ def _d(*parts):
 # %% ../nbs/01_draw.ipynb #0000000d
 class Drawing:
     "A picture: it shows itself at the end of a cell, and its `str` is the SVG."
-    def __init__(self, svg): self.svg = svg
+    def __init__(self, svg): self.svg = svg # The SVG, as text
     def __str__(self): return self.svg
     def __repr__(self): return f'Drawing of {len(self.svg)} characters'
     def _repr_svg_(self): return self.svg

@@ -35,7 +35,7 @@ from .space import Arch, SearchSpace
 from .presets import Preset, paper, released
 from .controller import Controller
 from .reinforce import Reinforce
-from .data import MemoryDL, cache_valid, random_batch, rng, split_valid
+from .data import MemoryDL, random_batch, rng, split_valid
 from .layers import shared_net
 from . import macro # registers its networks
 from .train import AuxLoss, clock, l2_decay, nesterov
@@ -178,6 +178,7 @@ def pick_preset(preset,    # A `Preset`, or the name `'paper'` or `'released'`
     if preset not in named: raise ValueError(f"preset is {preset!r}, allowed are a Preset, {', '.join(map(repr, named))}")
     return named[preset].get(space.name, named[preset]['macro'])
 
+# %% ../nbs/09_search.ipynb #00000015
 def n_channels(dls): # Image `DataLoaders`
     "Channels of the images, from one batch; moves no random state."
     restore = _random_states(dls)
@@ -201,14 +202,15 @@ def preset_sizes(p,     # A `SearchPreset` or a `FinalPreset`
         if getattr(p, o, None) is not None: d[o] = getattr(p, o)
     return d
 
-def build_net(f, *args, **kwargs):
+def build_net(f, # `shared_net` or `final_net`
+              *args, **kwargs): # Its arguments
     "`f(*args, **kwargs)`; an argument that the network does not have is one clear line."
     try: return f(*args, **kwargs)
     except TypeError as e:
         if 'unexpected keyword argument' not in str(e): raise
         raise TypeError(f"neither the Learner nor the network has the argument {str(e).split()[-1]}") from None
 
-# %% ../nbs/09_search.ipynb #00000015
+# %% ../nbs/09_search.ipynb #00000016
 def search_learner(
     dls, # Any fastai image `DataLoaders`; its validation set is split into `reward` and `select`
     space:SearchSpace, # The space to search
@@ -216,6 +218,7 @@ def search_learner(
     preset='released', # A `Preset`, or the name `'paper'` or `'released'`
     reward=accuracy, # Function of (predictions, targets): the more the better
     seed=0, # Of everything random in the search
+    warmup=None, # Epochs of ω before θ moves; the preset's by default
     metrics=accuracy, # Of the validation row: a mean over the policy's architectures
     loss_func=None, # That of `dls`, or cross entropy
     n_out=None, # Classes; those of `dls` by default
@@ -224,6 +227,7 @@ def search_learner(
 )->Learner:
     "A plain fastai `Learner` that trains the shared weights ω and the policy θ in turns (paper, 2.2)."
     p = pick_preset(preset, space)
+    if warmup is not None: p = p.override(controller=dict(warmup=warmup))
     learner, sizes = split_kwargs(kwargs)
     n_out = n_out or get_c(dls)
     if not n_out: raise ValueError('the number of classes cannot be told from `dls`, pass `n_out`')
@@ -232,7 +236,7 @@ def search_learner(
         net = build_net(shared_net, space, n_channels(dls), n_out, **sizes)
     elif sizes: raise TypeError(f"the network is given, so {', '.join(sizes)} cannot be set")
     if not hasattr(net, 'arch'): raise TypeError(f'{type(net).__name__} has no `arch` that a search could set')
-    reward_dl, select_dl = [cache_valid(dls, seed)]*2 if p.search.same_valid else split_valid(dls, seed)
+    reward_dl, select_dl = split_valid(dls, seed, p.search.same_valid)
     dls = copy(dls); dls.loaders = [dls.train, select_dl]
     model = Supernet(net, Controller(space, p.controller)).to(memory_format=torch.channels_last)
     cb = SearchCallback(p, reward_dl, reward, seed)
@@ -241,7 +245,7 @@ def search_learner(
                    metrics=[*L(metrics), *values], cbs=[cb, AuxLoss(p.search.aux_weight or 0.), *L(cbs)],
                    **dict(opt_func=nesterov, splitter=omega, lr=p.search.lr_max, wd=l2_decay(p.search.l2)) | learner)
 
-# %% ../nbs/09_search.ipynb #0000001a
+# %% ../nbs/09_search.ipynb #0000001b
 @patch
 def score_archs(self:Learner,
                 archs, # `Arch`s of the space of this search
@@ -270,7 +274,7 @@ def derive(self:Learner,
     ranked = sorted(zip(archs, scores), key=lambda o: -o[1])
     return Derived(ranked[0][0], ranked)
 
-# %% ../nbs/09_search.ipynb #00000027
+# %% ../nbs/09_search.ipynb #00000028
 def _pack(o, key, tensors):
     "A tree of dicts, lists, numbers and tensors as JSON-able data; the tensors go to `tensors`."
     if isinstance(o, torch.Tensor): tensors[key] = o.detach().contiguous(); return dict(tensor=key)

@@ -10,7 +10,7 @@ __all__ = ['Step', 'SearchSpace', 'Arch', 'space_from_dict', 'arch_from_json', '
 
 # %% ../nbs/00_space.ipynb #00000003
 import json, math, re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from operator import index
 from pathlib import Path
@@ -147,7 +147,7 @@ def archs(self:SearchSpace,
 @patch
 def to_dict(self:SearchSpace):
     "A space as plain JSON-able data."
-    return dict(name=self.name, **{f.name: getattr(self, f.name) for f in fields(self)})
+    return dict(name=self.name, **{f.name: getattr(self, f.name) for f in fields(self) if f.compare})
 
 @patch
 def to_json(self:Arch):
@@ -245,16 +245,18 @@ class MicroSpace(SearchSpace):
     name: ClassVar[str] = 'micro'
     n_nodes: int = 5 # Computed nodes in a cell, the authors' `num_cells`
     ops: tuple = ('sep3x3', 'sep5x5', 'avg3x3', 'max3x3', 'identity') # Any of these; an op's integer is its place in the list
+    sep_bias:  float = field(default=10., compare=False) # Where the learned bias of separable convolutions starts; 0 favours none
+    sep_prior: float = field(default=.25, compare=False) # Fixed ±logit for and against them in the normal cell; 0 favours none
 
     def __post_init__(self):
         _check_size('n_nodes', self.n_nodes)
         object.__setattr__(self, 'ops', _check_ops(self.ops, MicroSpace.ops))
 
     @property
-    def op_bias(self): return tuple(10. if o.startswith('sep') else 0. for o in self.ops)
+    def op_bias(self): return tuple(float(self.sep_bias) if o.startswith('sep') else 0. for o in self.ops)
 
     def _steps(self):
-        prior = tuple(.25 if o.startswith('sep') else -.25 for o in self.ops)
+        prior = tuple(self.sep_prior if o.startswith('sep') else -self.sep_prior for o in self.ops) if self.sep_prior else ()
         for c,part in enumerate(('normal', 'reduction')):
             at0, mem0 = c*4*self.n_nodes, c*(2+self.n_nodes)
             for j in range(2): yield Step('none', f'{part} cell, input {j}', remember='zero', part=part)

@@ -56,7 +56,8 @@ class AuxLoss(Callback):
 def restarts_lr(epoch, # Counted from 0
                 cycle_len,  # Epochs of the first cycle, T_0
                 cycle_mult, # Each cycle is that many times longer
-                lr_max, lr_min): # At the start of each cycle, and where the cosine would end
+                lr_max, # At the start of each cycle
+                lr_min): # Where the cosine would end
     "Learning rate of an epoch under warm restarts (`utils.py`)."
     while epoch >= cycle_len: epoch, cycle_len = epoch-cycle_len, cycle_len*cycle_mult
     return lr_min + (lr_max-lr_min)*(1+math.cos(math.pi*epoch/cycle_len))/2

@@ -1,0 +1,265 @@
+"`enas-search` and `enas-show`: what they write, and one clear line for each thing that can go wrong."
+import json, os, signal, subprocess, sysconfig
+from importlib.util import find_spec
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib; matplotlib.use('Agg')
+import pandas as pd, pytest, torch
+from PIL import Image
+
+from enas_nb import data, draw as draw_room, recipes as rooms
+from enas_nb.cli import enas_search, enas_show
+from enas_nb.recipes import published, recipes
+from enas_nb.space import MacroSpace, MicroSpace, RecurrentSpace, load_arch
+
+BIN = Path(sysconfig.get_path('scripts'))
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    "Each test in an empty folder of its own."
+    f = tmp_path/'here'; f.mkdir()
+    monkeypatch.chdir(f)
+    threads = torch.get_num_threads()
+    yield f
+    torch.set_num_threads(threads)
+
+def start(cmd, *args, **env):
+    "The installed script as a process whose SIGINT is the default one."
+    return subprocess.Popen([BIN/cmd, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                            env=os.environ|dict(OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')|env, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+
+def call(cmd, *args, **env):
+    "Status, stdout and stderr of the installed script."
+    p = start(cmd, *args, **env)
+    try: out,err = p.communicate(timeout=120)
+    finally: p.kill()
+    return p.returncode, out, err
+
+def inside(f, capfd, *args):
+    "The same of the function, in this process: seconds faster."
+    capfd.readouterr()
+    try: status = f(list(args))
+    except SystemExit as e: status = e.code
+    return status, *capfd.readouterr()
+
+def is_one_line(err, name, *words):
+    assert err.endswith('\n') and err.count('\n')==1, err
+    assert err.startswith(f'{name}: ') and 'Traceback' not in err and all(o in err for o in words), err
+
+# --- what goes wrong -------------------------------------------------------------------------------------------------------
+
+def json_file(text): Path('a.json').write_text(text); return 'a.json'
+arch_json = lambda **kw: json.dumps(dict(space=dict(name='macro', n_layers=2), arch=[0,0,0])|kw)
+
+show = {
+    'no such thing':  (lambda: ['no-such-arch'], ['no-such-arch','cifar10-macro']),
+    'missing file':   (lambda: ['missing.json'], ['missing.json']),
+    'op':             (lambda: ['9 0 0', '--space','macro'], ['position 0','9','allowed']),
+    'skip':           (lambda: ['0 0 2', '--space','macro'], ['position 2','allowed']),
+    'negative':       (lambda: ['0 0 -1', '--space','macro'], ['-1']),
+    'length':         (lambda: ['0 0', '--space','macro'], ['2 integers','nearest']),
+    'micro length':   (lambda: ['0 0 0', '--space','micro'], ['3 integers','nearest']),
+    'empty':          (lambda: ['', '--space','macro'], []),
+    'blank':          (lambda: [' ', '--space','macro'], []),
+    'no space':       (lambda: ['0 0 0'], ['--space']),
+    'space name':     (lambda: ['0 0 0', '--space','macaroni'], ['macaroni','macro']),
+    'option':         (lambda: ['cifar10-macro', '--colour'], ['--colour']),
+    'no argument':    (lambda: [], ['arch']),
+    'folder':         (lambda: ['.'], []),
+    'no JSON':        (lambda: [json_file('{')], ['a.json','JSON']),
+    'other JSON':     (lambda: [json_file('[1, 2]')], ['a.json']),
+    'null':           (lambda: [json_file('null')], ['a.json']),
+    'binary':         (lambda: [(Path('a.json').write_bytes(bytes(range(256))), 'a.json')[1]], ['a.json']),
+    'JSON space':     (lambda: [json_file(arch_json(space=dict(name='macaroni')))], ['macro']),
+    'JSON size':      (lambda: [json_file(arch_json(space=dict(name='macro', n_layers=0)))], ['n_layers']),
+    'JSON size type': (lambda: [json_file(arch_json(space=dict(name='macro', n_layers='2')))], ['n_layers']),
+    'JSON ops':       (lambda: [json_file(arch_json(space=dict(name='macro', n_layers=2, ops=['conv9x9'])))], ['conv9x9']),
+    'JSON code':      (lambda: [json_file(arch_json(arch=[0,0,'x']))], ['position 2']),
+    'svg folder':     (lambda: ['cifar10-macro', '--svg','.'], []),
+}
+@pytest.mark.parametrize('name', show)
+def test_show_errors(name, capfd, folder):
+    args, words = show[name]
+    args = args()
+    before = sorted(folder.rglob('*'))
+    status, out, err = inside(enas_show, capfd, *args)
+    assert status==2
+    is_one_line(err, 'enas-show', *words)
+    assert sorted(folder.rglob('*'))==before
+
+search = {
+    'recipe':       (['no-such-recipe'], ['no-such-recipe','digits-macro']),
+    'seed':         (['--seed','-1'], ['-1']),
+    'seed type':    (['--seed','x'], ['x']),
+    'epochs':       (['--epochs','0'], ['epochs','0']),
+    'epochs type':  (['--epochs','1.5'], ['1.5']),
+    'device':       (['--device','gpu9'], ['gpu9']),
+    'option':       (['--colour'], ['--colour']),
+    'out':          (['--out','full'], ['full']),
+    'out is a file':(['--out','full/a'], ['full/a']),
+}
+@pytest.mark.parametrize('name', search)
+def test_search_errors(name, capfd, folder):
+    args, words = search[name]
+    Path('full').mkdir(); Path('full/a').touch()
+    status, out, err = inside(enas_search, capfd, *args)
+    assert status==2
+    is_one_line(err, 'enas-search', *words)
+    assert sorted(map(str, folder.rglob('*')))==[str(folder/'full'), str(folder/'full/a')]
+
+def test_no_such_device(capfd, folder):
+    if torch.cuda.is_available(): pytest.skip('there is one')
+    status, out, err = inside(enas_search, capfd, '--device', 'cuda')
+    assert status==2 and list(folder.iterdir())==[]
+    is_one_line(err, 'enas-search', 'cuda')
+
+@pytest.mark.parametrize('recipe', ['fashion-macro', 'cifar10-macro-small'])
+@pytest.mark.parametrize('kind', ['nothing', 'empty folder'])
+def test_no_data(recipe, kind, capfd, folder, tmp_path, monkeypatch, request):
+    "Neither data nor a network: no download is tried for long, none succeeds."
+    import urllib.request
+    from fastai.data.external import fastai_cfg
+    def offline(*args, **kwargs): raise urllib.error.URLError('no network')
+    monkeypatch.setattr(urllib.request, 'urlopen', offline)
+    monkeypatch.setattr(urllib.request.OpenerDirector, 'open', offline)
+    monkeypatch.setenv('FASTAI_HOME', str(tmp_path/'home'))
+    fastai_cfg.cache_clear(); request.addfinalizer(fastai_cfg.cache_clear) # fastai remembers its folders
+    monkeypatch.setattr(data, '_debian', tmp_path/'debian')
+    if kind=='empty folder':
+        for o in ('cifar10','FashionMNIST/raw'): (tmp_path/'home/data'/o).mkdir(parents=True)
+    status, out, err = inside(enas_search, capfd, recipe)
+    assert status==2
+    is_one_line(err, 'enas-search', str(tmp_path/'home'))
+    assert list(folder.iterdir())==[]
+
+def test_the_installed_scripts_say_one_line(folder):
+    for cmd,args,word in (('enas-search',['no-such-recipe'],'no-such-recipe'), ('enas-show',['9 0 0','--space','macro'],'position 0')):
+        status, out, err = call(cmd, *args)
+        assert status==2 and out==''
+        is_one_line(err, cmd, word)
+    assert list(folder.iterdir())==[]
+
+@pytest.mark.skipif(os.name!='posix', reason='signals')
+def test_ctrl_c_leaves_nothing(folder):
+    p = start('enas-search', '--out', 'deep/run')
+    try:
+        for line in p.stdout:
+            if 'epoch' in line: break
+        os.kill(p.pid, signal.SIGINT)
+        out,err = p.communicate(timeout=60)
+    finally: p.kill()
+    assert p.returncode==130
+    is_one_line(err, 'enas-search', 'interrupted')
+    assert list(folder.iterdir())==[]
+
+def test_a_failure_leaves_nothing(capfd, folder, monkeypatch):
+    def fail(*args, **kwargs): raise ValueError('it went\nwrong')
+    monkeypatch.setattr(rooms, 'run_recipe', fail)
+    status, out, err = inside(enas_search, capfd)
+    assert status==2 and list(folder.iterdir())==[]
+    is_one_line(err, 'enas-search', 'it went wrong')
+
+# --- a run ----------------------------------------------------------------------------------------------------------------
+
+FILES = {'arch.json','arch.svg','curves.png','history.csv','report.md','result.json'}
+
+def well_formed(out):
+    "The six files of a run, checked: its result."
+    assert FILES <= {o.name for o in out.iterdir()} and not any(o.name.startswith('.') or 'tmp' in o.name for o in out.iterdir())
+    res, arch = json.loads((out/'result.json').read_text()), load_arch(out/'arch.json')
+    assert str(arch)==res['arch'] and 0<=res['test_accuracy']<=1
+    assert isinstance(res['random_test_accuracy'], list) and all(0<=o<=1 for o in res['random_test_accuracy'])
+    assert {'omega','theta','derive','retrain','random'} <= res['cost'].keys() and all(v>=0 for v in res['cost'].values())
+    assert ElementTree.parse(out/'arch.svg').getroot().tag.endswith('svg')
+    for o in out.glob('*.png'): Image.open(o).verify()
+    report = (out/'report.md').read_text()
+    assert 'nan' not in report and 'arch.svg' in report and 'curves.png' in report and str(arch) in report and f"{res['test_accuracy']:.2%}" in report
+    h = pd.read_csv(out/'history.csv')
+    assert {'epoch','train_loss','valid_loss','accuracy','reward','entropy','baseline'} <= set(h) and not h.isna().any().any()
+    assert out.stat().st_mode & 0o777 == 0o755
+    return res, h
+
+def free_of_costs(d):
+    "A result without what depends on the clock: costs, and how many random architectures they bought."
+    d = dict(d)
+    n = min(len(d['random_test_accuracy']), d['recipe']['n_random'])
+    for k in ('cost','enas_cost','random_mean','random_sd','equal_cost_rival'): d.pop(k)
+    return {k: v[:n] if k.startswith('random_') else v for k,v in d.items()}
+
+@pytest.fixture
+def tiny(monkeypatch):
+    "The recipe `tiny`: seconds."
+    r = recipes['digits-macro']
+    small = dict(n_cycles=1, T_0=1, n_layers=3, width=4)
+    r = replace(r, name='tiny', data_args=dict(bs=250), space=MacroSpace(3), n_derive=3, n_look=2, n_children=2, n_random=3,
+                preset=r.preset.override(controller=dict(steps=2), search=small, final=small))
+    monkeypatch.setitem(recipes, 'tiny', r)
+
+def test_the_same_seed_the_same_run(tiny, capfd, folder):
+    runs = {}
+    for name,args in dict(a=['--seed','3'], b=['--seed','3'], c=['--seed','4']).items():
+        status, out, err = inside(enas_search, capfd, 'tiny', '--device','cpu', *args)
+        assert status==0 and err=='', err
+    dirs = sorted(o.name for o in Path('runs').iterdir())
+    assert dirs==['tiny-seed3','tiny-seed3-2','tiny-seed4'] # a second run takes another folder
+    (a,_),(b,_),(c,_) = (well_formed(Path('runs')/o) for o in dirs)
+    for o in ('arch.json','history.csv'): assert len({(Path('runs')/d/o).read_bytes() for d in dirs[:2]})==1
+    assert free_of_costs(a)==free_of_costs(b)
+    assert a['arch']!=c['arch'] and a['seed']==3 and len(a['random_test_accuracy'])>=3
+
+def test_a_run_of_the_installed_script(capfd, folder):
+    "The main job, cut to one epoch, in a process of its own and in this one: the same."
+    status, out, err = call('enas-search', '--epochs', '1', '--out', 'deep/run', '--device', 'cpu')
+    assert status==0 and err=='' and 'deep/run' in out, err
+    res, h = well_formed(folder/'deep/run')
+    assert len(h)==1 and len(res['random_test_accuracy'])>=3
+    assert [o.name for o in (folder/'deep').iterdir()]==['run']
+
+def test_an_empty_folder_will_do(tiny, capfd, folder):
+    Path('out').mkdir()
+    status, out, err = inside(enas_search, capfd, 'tiny', '--out', 'out', '--epochs', '2')
+    assert status==0 and len(well_formed(folder/'out')[1])==2 and [o.name for o in folder.iterdir()]==['out']
+
+def test_list(capfd, folder):
+    status, out, err = inside(enas_search, capfd, '--list')
+    assert status==0 and err=='' and [o.split()[0] for o in out.splitlines()]==list(recipes) and list(folder.iterdir())==[]
+
+# --- enas-show --------------------------------------------------------------------------------------------------------------
+
+def test_macro_numbers(capfd):
+    for name,length,n in (('cifar10-macro',78,160618186625454535808756219904), ('cifar10-macro-wide',78,6**12*2**66), ('cifar10-macro-script',300,4**24*2**276)):
+        status, out, err = inside(enas_show, capfd, name, '--json')
+        d = json.loads(out)
+        assert status==0 and err=='' and {'params','aux_params','encoding','n_archs'} <= d.keys()
+        assert d['n_archs']==n and len(d['encoding'].split())==length and d['encoding']==str(published[name].arch)
+        assert isinstance(d['params'], int) and d['params']>10**6 and not d['aux_params']
+
+def test_parameters_are_those_of_the_network(capfd):
+    from enas_nb.macro import MacroNet
+    arch = MacroSpace(3).parse('3 2 1 5 0 1')
+    d = json.loads(inside(enas_show, capfd, str(arch), '--space', 'macro', '--json')[1])
+    assert d['params']==sum(p.numel() for p in MacroNet(arch).parameters()) and d['encoding']==str(arch) and d['n_archs']==6**3*2**3
+
+@pytest.mark.parametrize('name', published)
+def test_published_names(name, capfd):
+    status, out, err = inside(enas_show, capfd, name)
+    assert status==0 and err=='' and str(published[name].arch) in out and ('parameters' in out)==('ptb' not in name or find_spec('enas_nb.recurrent') is not None)
+
+@pytest.mark.parametrize('space', [MacroSpace(4), MicroSpace(2), RecurrentSpace(5)], ids=lambda o: o.name)
+def test_file_and_integers(space, capfd, folder):
+    arch = space.archs(space.random(1, seed=1))[0]
+    arch.save('a.json')
+    texts = [inside(enas_show, capfd, *args, '--json') for args in (['a.json'], [str(arch), '--space', space.name], [', '.join(str(arch).split()), '--space', space.name])]
+    assert [o[0] for o in texts]==[0]*3 and len({o[1] for o in texts})==1 and json.loads(texts[0][1])['encoding']==str(arch)
+
+def test_svg(capfd, folder, monkeypatch):
+    status, out, err = inside(enas_show, capfd, 'cifar10-micro', '--svg', 'a.svg')
+    assert status==0 and ElementTree.parse('a.svg').getroot().tag.endswith('svg') and [o.name for o in folder.iterdir()]==['a.svg']
+    before = Path('a.svg').read_bytes()
+    def full(*args, **kwargs): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(draw_room, 'atomic_save', full)
+    status, out, err = inside(enas_show, capfd, 'cifar10-macro', '--svg', 'a.svg')
+    assert status==2 and Path('a.svg').read_bytes()==before and [o.name for o in folder.iterdir()]==['a.svg']
+    is_one_line(err, 'enas-show', 'No space left')
