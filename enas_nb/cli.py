@@ -8,18 +8,25 @@ Docs: https://enas-nb.github.io/enas_nb/cli.html.md"""
 __all__ = ['infer_space', 'enas_show', 'enas_search']
 
 # %% ../nbs/16_cli.ipynb #00000004
-import argparse, json, os, re, sys
+import argparse, json, os, re, sys, warnings
 from pathlib import Path
 
 # %% ../nbs/16_cli.ipynb #00000008
 def _main(name, run, argv):
     "Run a command: errors that a user can mend are one line and status 2, an interrupt is one line and 130."
-    try: return run(argv) or 0
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions: warnings.simplefilter('ignore') # of torch and fastai: nothing that a user of a command can mend
+            return run(argv) or 0
     except KeyboardInterrupt: print(f'{name}: interrupted, nothing was written', file=sys.stderr); return 130
     except (ValueError, TypeError, OSError) as e:
         if os.environ.get('ENAS_NB_DEBUG'): raise
         print(f"{name}: error: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
+
+class _Parser(argparse.ArgumentParser):
+    "A parser whose errors are one line."
+    def error(self, message): self.exit(2, f'{self.prog}: error: {message}; see {self.prog} --help\n')
 
 def infer_space(name,  # `'macro'`, `'micro'` or `'recurrent'`
                 n):    # Number of integers; `ValueError` if no size of the space has so many
@@ -37,17 +44,18 @@ def infer_space(name,  # `'macro'`, `'micro'` or `'recurrent'`
 def _find(text, space):
     "The architecture that `text` names, and the sizes of its published network."
     from enas_nb.recipes import published
-    from enas_nb.space import load_arch
+    from enas_nb.space import from_genotype, load_arch
     if text in published: return published[text].arch, published[text].sizes, published[text].about
     if Path(text).is_file(): return load_arch(text), {}, text
+    if text.lstrip().startswith('Genotype('): return from_genotype(text), {}, 'given as a DARTS genotype'
     if re.fullmatch(r'[\d\s,|\[\]()]+', text):
         if not space: raise ValueError('integers need to know their space: add --space macro, --space micro or --space recurrent')
         return infer_space(space, len(re.findall(r'\d+', text))).parse(text), {}, 'given as integers'
     raise ValueError(f"{text!r} is no file, no integers, and no published name, which are {', '.join(published)}")
 
 def _show(argv):
-    p = argparse.ArgumentParser(prog='enas-show', description='Print an architecture, and draw it.')
-    p.add_argument('arch', help='a published name, a JSON file, or the integers in quotes')
+    p = _Parser(prog='enas-show', description='Print an architecture, and draw it.')
+    p.add_argument('arch', help='a published name, a JSON file, or in quotes its integers or a DARTS genotype')
     p.add_argument('--space', choices=('macro','micro','recurrent'), help='the space of an integer string')
     p.add_argument('--svg', metavar='FILE', help='draw it to this file')
     p.add_argument('--json', action='store_true', help='print JSON: params, aux_params, encoding, n_archs')
@@ -83,7 +91,7 @@ def _check_device(device):
     except (RuntimeError, AssertionError) as e: raise ValueError(f'no device {device!r}: {str(e).splitlines()[0]}') from None
 
 def _search(argv):
-    p = argparse.ArgumentParser(prog='enas-search', description='Search, derive, retrain, compare with random search at equal cost, and write a report.')
+    p = _Parser(prog='enas-search', description='Search, derive, retrain, compare with random search at equal cost, and write a report.')
     p.add_argument('recipe', nargs='?', default='digits-macro', help='what to run, see --list; digits-macro by default')
     p.add_argument('--list', action='store_true', help='list the recipes and stop')
     p.add_argument('--out', metavar='FOLDER', help='where to write, a new or empty folder; runs/RECIPE-seedN by default')

@@ -7,7 +7,7 @@ Docs: https://enas-nb.github.io/enas_nb/data.html.md"""
 # %% auto #0
 __all__ = ['rng', 'BatchRandom', 'PadCropFlip', 'CutOut', 'MemoryDataset', 'MemoryDL', 'DataEpoch', 'ImageNormalize',
            'MemoryDataLoaders', 'open_test', 'images_dls', 'digits_dls', 'fashion_dls', 'cifar10_dls', 'add_cutout',
-           'cache_valid', 'memory_dls', 'split_valid', 'random_batch']
+           'cache_valid', 'memory_dls', 'split_valid', 'with_valid', 'random_batch']
 
 # %% ../nbs/05_data.ipynb #00000004
 import gzip,hashlib,os,random
@@ -267,8 +267,9 @@ class MemoryDataLoaders(DataLoaders):
             if isinstance(test_items, Tensor): test_items = (test_items,)
             if not (isinstance(test_items, tuple) and all(isinstance(o, Tensor) for o in test_items)):
                 skip = ifnone(rm_type_tfms, None if ds.source.tls[0].types else 0)
-                raw = TfmdDL(test_set(ds.source, test_items, skip, with_labels), bs=dl.bs, num_workers=0,
-                             after_item=dl.after_item, before_batch=dl.before_batch, do_setup=False)
+                batch_tfms = [o.pipe for o in dl.after_batch.fs if isinstance(o, _Decode)] # of data that are kept transformed
+                raw = TfmdDL(test_set(ds.source, test_items, skip, with_labels), bs=dl.bs, num_workers=0, after_item=dl.after_item,
+                             before_batch=dl.before_batch, after_batch=batch_tfms[0] if batch_tfms else [], device=dl.device, do_setup=False)
                 test_items = _collect(raw)[0]
             k = len(test_items)
             source = ds.source if k==len(ds.types) else Datasets(tls=ds.source.tls[:k], n_inp=ds.n_inp)
@@ -419,6 +420,11 @@ def _folder_xy(path, part, listing=None):
     return xy[0].permute(0,3,1,2),xy[1]
 
 # %% ../nbs/05_data.ipynb #0000003c
+def _untar(url, name):
+    "`untar_data`; without data and without a network, one clear line."
+    try: return untar_data(url)
+    except OSError as e: raise FileNotFoundError(f"no {name} in {fastai_path('data')}, and it cannot be fetched from {url} ({e})") from None
+
 def cifar10_dls(
     bs=160,       # batch size
     seed=0,       # of the split, the order and the augmentation
@@ -429,7 +435,7 @@ def cifar10_dls(
     device=None,  # where the images live
 ) -> MemoryDataLoaders:
     "CIFAR-10, 32x32 colour: 45,000 to train, 5,000 to validate, 10,000 to test"
-    path = Path(path or untar_data(URLs.CIFAR))
+    path = Path(path or _untar(URLs.CIFAR, 'CIFAR-10'))
     listing = _folder_files(path)
     train,valid = _train_valid(*_folder_xy(path, 'train', listing), n_valid, n_train, seed)
     return images_dls(train, valid, listing[1], bs, seed, augment, partial(_folder_xy, path, 'test'), device)
@@ -497,7 +503,17 @@ def split_valid(
     n_batches = lambda k: -(-k//dl.bs)
     return tuple(dl.new(dl.dataset.subset(o), bs=-(-len(o)//n_batches(len(o))), shuffle=False, drop_last=False) for o in parts)
 
-# %% ../nbs/05_data.ipynb #0000004d
+# %% ../nbs/05_data.ipynb #0000004c
+def with_valid(
+    dls,   # any `DataLoaders`
+    valid, # a `MemoryDL`
+) -> MemoryDataLoaders:
+    "`dls` with another validation set; left as they are"
+    res = MemoryDataLoaders(dls.train, valid, path=dls.path)
+    res.device,res.test_source = getattr(dls, 'device', None),getattr(dls, 'test_source', None)
+    return res
+
+# %% ../nbs/05_data.ipynb #0000004f
 def random_batch(
     dl:MemoryDL, # where to take it
     n:int,       # items in it, at most those of `dl`

@@ -16,10 +16,9 @@ import matplotlib.pyplot as plt
 import networkx as nx
 import numpy as np
 from fastcore.basics import patch
-from fastcore.xtras import atomic_save
 from scipy.optimize import isotonic_regression
 
-from .space import Arch, MacroSpace, MicroSpace, RecurrentSpace, SearchSpace
+from .space import Arch, MacroSpace, MicroSpace, RecurrentSpace, SearchSpace, write_file
 
 # %% ../nbs/01_draw.ipynb #00000006
 _palette = dict(conv3x3='#0072b2', sep3x3='#56b4e9', conv5x5='#d55e00', sep5x5='#e69f00', avg3x3='#009e73', max3x3='#cc79a7',
@@ -69,7 +68,7 @@ class Drawing:
              path, # File to write; replaced only once the new one is complete
             ):
         "Write the SVG to a file."
-        with atomic_save(path, 'w', encoding='utf-8') as f: f.write(self.svg+'\n')
+        write_file(path, self.svg+'\n')
 
 def _card(kids, w, h, label):
     "A `Drawing` of `kids` on a white card of `w` x `h`, at most as wide as the column of a notebook."

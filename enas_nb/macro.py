@@ -66,7 +66,7 @@ class _MacroBase(nn.Module):
                                      for k,p in enumerate(at)})
         self.head   = Head(widths[len(at)], n_out, dropout)
 
-    def run(self, x, layers):
+    def run_path(self, x, layers):
         "Logits of the path `layers` for images `x`."
         xs = [self.stem(x)]
         for i,l in enumerate(layers):
@@ -102,7 +102,7 @@ class SharedMacroNet(_MacroBase):
         x): # [n, `n_in`, h, w]
         "Logits: [n, `n_out`]."
         if self._arch is None: raise ValueError('no architecture is set: give the network one with `net.arch = arch`')
-        return self.run(x, self._nodes)
+        return self.run_path(x, self._nodes)
 
 # %% ../nbs/07_macro.ipynb #00000020
 def final_op(name, # One of `MacroSpace.ops`
@@ -158,7 +158,7 @@ class MacroNet(_MacroBase):
     def forward(self,
         x): # [n, `n_in`, h, w]
         "Logits: [n, `n_out`]."
-        return self.run(x, self._nodes)
+        return self.run_path(x, self._nodes)
 
 # %% ../nbs/07_macro.ipynb #00000028
 @shared_net.register

@@ -349,13 +349,18 @@ def new_folder(path): # Must not exist yet, or be an empty folder; `ValueError` 
     "A temporary folder that becomes `path` when all went well, and vanishes otherwise."
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())): raise ValueError(f'{path} exists already, choose another folder')
+    made = [o for o in path.parents if not o.exists()] # the innermost first
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(prefix=f'.{path.name}-', dir=path.parent))
     try:
         yield tmp
         if path.exists(): path.rmdir()
         tmp.chmod(0o755); os.rename(tmp, path)
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(tmp, ignore_errors=True)
+        for o in made:
+            if not any(o.iterdir()): o.rmdir()
+        raise
 
 def write_run(out,     # An empty folder
               result,  # As `run_recipe` returns it

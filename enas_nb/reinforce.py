@@ -113,7 +113,7 @@ def step(self:Reinforce,
     self.opt.zero_grad()
     self.loss(walk, rewards).backward()
     if p.grad_clip: nn.utils.clip_grad_norm_(self.controller.parameters(), p.grad_clip)
-    self.opt.step()
+    self.opt.step(); self.opt.zero_grad() # nothing is left that clipping ω's gradients would count
     return dict(reward=rewards.mean(), entropy=walk.entropy.detach().mean())
 
 @patch

@@ -11,7 +11,6 @@ __all__ = ['Supernet', 'omega', 'score_batch', 'SearchCallback', 'pick_preset', 
 # %% ../nbs/09_search.ipynb #00000006
 import inspect, json, random
 from contextlib import nullcontext
-from copy import copy
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
 from fastcore.foundation import L
-from fastcore.xtras import atomic_save
 from fastai.callback.core import Callback
 from fastai.data.block import get_c
 from fastai.learner import Learner, ValueMetric, trainable_params
@@ -31,11 +29,11 @@ from safetensors.torch import save
 from torch import nn
 
 # %% ../nbs/09_search.ipynb #00000008
-from .space import Arch, SearchSpace
+from .space import Arch, SearchSpace, write_file
 from .presets import Preset, paper, released
 from .controller import Controller
 from .reinforce import Reinforce
-from .data import MemoryDL, random_batch, rng, split_valid
+from .data import MemoryDL, random_batch, rng, split_valid, with_valid
 from .layers import shared_net
 from . import macro # registers its networks
 from .train import AuxLoss, clock, l2_decay, nesterov
@@ -91,11 +89,11 @@ def score_batch(net,   # A shared network
 def _random_states(dls):
     "A function that puts the global random states, and those of the loaders, back."
     state = random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    rngs = [(dl.rng, dl.rng.getstate()) for dl in dls.loaders if hasattr(dl, 'rng')]
+    rngs = [(dl, dl.rng, dl.rng.getstate()) for dl in dls.loaders if hasattr(dl, 'rng')]
     def restore():
         random.setstate(state[0]); np.random.set_state(state[1]); torch.set_rng_state(state[2])
         if state[3]: torch.cuda.set_rng_state_all(state[3])
-        for r,s in rngs: r.setstate(s)
+        for dl,r,s in rngs: r.setstate(s); dl.rng = r # fastai's loaders take a new one each epoch
     return restore
 
 # %% ../nbs/09_search.ipynb #00000012
@@ -140,6 +138,9 @@ class SearchCallback(Callback):
     def before_batch(self):
         if self.in_epoch: self.model.path = self.queue[self.iter]
 
+    def after_step(self): self.model.net.zero_grad(set_to_none=True) # fastai's optimisers leave zeros, on which momentum and decay would act
+    def after_batch(self): self.model.path = None
+
     def after_train(self):
         if self.restore or self.trained < self.preset.controller.warmup: return
         start, n, bs = clock(self.dls.device), self.preset.controller.steps, min(self.preset.search.bs, len(self.reward_dl.dataset))
@@ -175,7 +176,7 @@ def pick_preset(preset,    # A `Preset`, or the name `'paper'` or `'released'`
     "The preset that is meant; `ValueError` for an unknown name."
     if isinstance(preset, Preset): return preset
     named = dict(paper=paper, released=released)
-    if preset not in named: raise ValueError(f"preset is {preset!r}, allowed are a Preset, {', '.join(map(repr, named))}")
+    if not isinstance(preset, str) or preset not in named: raise ValueError(f"preset is {preset!r}, allowed are a Preset, {', '.join(map(repr, named))}")
     return named[preset].get(space.name, named[preset]['macro'])
 
 # %% ../nbs/09_search.ipynb #00000015
@@ -217,7 +218,7 @@ def search_learner(
     net=None, # A shared network of your own, with an `arch` that can be set; `shared_net(space, ...)` by default
     preset='released', # A `Preset`, or the name `'paper'` or `'released'`
     reward=accuracy, # Function of (predictions, targets): the more the better
-    seed=0, # Of everything random in the search
+    seed=0, # Of the split, the paths and θ's samples; the first weights and dropout come from torch's own generator
     warmup=None, # Epochs of ω before θ moves; the preset's by default
     metrics=accuracy, # Of the validation row: a mean over the policy's architectures
     loss_func=None, # That of `dls`, or cross entropy
@@ -237,7 +238,7 @@ def search_learner(
     elif sizes: raise TypeError(f"the network is given, so {', '.join(sizes)} cannot be set")
     if not hasattr(net, 'arch'): raise TypeError(f'{type(net).__name__} has no `arch` that a search could set')
     reward_dl, select_dl = split_valid(dls, seed, p.search.same_valid)
-    dls = copy(dls); dls.loaders = [dls.train, select_dl]
+    dls = with_valid(dls, select_dl)
     model = Supernet(net, Controller(space, p.controller)).to(memory_format=torch.channels_last)
     cb = SearchCallback(p, reward_dl, reward, seed)
     values = [ValueMetric(partial(cb.value, o), o) for o in ('reward', 'entropy', 'baseline')]
@@ -254,7 +255,7 @@ def score_archs(self:Learner,
     "The reward of each architecture with the shared weights, averaged over all of `dl`: a tensor [n]."
     cb, dl = self.search, self.dls.valid if dl is None else dl
     self.model.to(self.dls.device)
-    parts = [(score_batch(self.model.net, archs, b, cb.reward), len(b[-1])) for b in dl]
+    parts = [(score_batch(self.model.net, archs, b, cb.reward, cb._autocast()), len(b[-1])) for b in dl]
     return sum(s*n for s,n in parts)/sum(n for _,n in parts)
 
 class Derived(Arch):
@@ -298,7 +299,7 @@ def save_search(self:Learner,
     if cb.reinforce is None: raise ValueError('nothing to save: this search has not been fitted yet')
     tree = _pack(dict(model=self.model.state_dict(), opt=self.opt.state_dict(), theta=cb.reinforce.state_dict(), trained=cb.trained,
                       stats=cb.stats, rng=torch.get_rng_state(), arch=self.model.arch and list(self.model.arch.code)), '', tensors)
-    with atomic_save(path) as f: f.write(save(tensors, dict(enas_nb=json.dumps(tree))))
+    write_file(path, save(tensors, dict(enas_nb=json.dumps(tree))))
 
 @patch
 def load_search(self:Learner,
@@ -309,15 +310,16 @@ def load_search(self:Learner,
     if not path.is_file(): raise FileNotFoundError(f'no file {path}')
     try:
         with safe_open(path, 'pt') as f: d = _unpack(json.loads(f.metadata()['enas_nb']), f.get_tensor)
+        model, opt, theta, trained, stats, state, code = (d[o] for o in ('model','opt','theta','trained','stats','rng','arch'))
     except Exception as e: raise ValueError(f'{path} is not a saved search ({type(e).__name__})') from None
-    self.model.to(self.dls.device)
-    try: self.model.load_state_dict(d['model'])
-    except RuntimeError: raise ValueError(f'{path} is a search of another space or size than this one') from None
+    shapes = lambda o: {k: v.shape for k,v in o.items()}
+    if shapes(model)!=shapes(self.model.state_dict()): raise ValueError(f'{path} is a search of another space or size than this one')
+    self.model.to(self.dls.device).load_state_dict(model)
     if not self.opt: self.create_opt()
-    self.opt.load_state_dict(d['opt'])
+    self.opt.load_state_dict(opt)
     cb = self.search
     cb.reinforce = Reinforce(self.model.controller, cb.preset.controller)
-    cb.reinforce.load_state_dict(d['theta'])
-    cb.trained, cb.stats = d['trained'], d['stats']
-    self.model.arch = Arch(self.model.controller.space, d['arch']) if d['arch'] else None
-    torch.set_rng_state(d['rng'])
+    cb.reinforce.load_state_dict(theta)
+    cb.trained, cb.stats = trained, stats
+    self.model.arch = Arch(self.model.controller.space, code) if code else None
+    torch.set_rng_state(state)

@@ -198,29 +198,24 @@ def tiny(monkeypatch):
     monkeypatch.setitem(recipes, 'tiny', r)
 
 def test_the_same_seed_the_same_run(tiny, capfd, folder):
-    runs = {}
-    for name,args in dict(a=['--seed','3'], b=['--seed','3'], c=['--seed','4']).items():
+    Path('runs/empty').mkdir(parents=True) # an empty folder will do
+    for args in (['--seed','3'], ['--seed','3'], ['--seed','4', '--out','runs/empty']):
         status, out, err = inside(enas_search, capfd, 'tiny', '--device','cpu', *args)
         assert status==0 and err=='', err
     dirs = sorted(o.name for o in Path('runs').iterdir())
-    assert dirs==['tiny-seed3','tiny-seed3-2','tiny-seed4'] # a second run takes another folder
-    (a,_),(b,_),(c,_) = (well_formed(Path('runs')/o) for o in dirs)
-    for o in ('arch.json','history.csv'): assert len({(Path('runs')/d/o).read_bytes() for d in dirs[:2]})==1
+    assert dirs==['empty','tiny-seed3','tiny-seed3-2'] # a second run takes another folder
+    (c,_),(a,_),(b,_) = (well_formed(Path('runs')/o) for o in dirs)
+    for o in ('arch.json','history.csv'): assert len({(Path('runs')/d/o).read_bytes() for d in dirs[1:]})==1
     assert free_of_costs(a)==free_of_costs(b)
     assert a['arch']!=c['arch'] and a['seed']==3 and len(a['random_test_accuracy'])>=3
 
-def test_a_run_of_the_installed_script(capfd, folder):
-    "The main job, cut to one epoch, in a process of its own and in this one: the same."
+def test_a_run_of_the_installed_script(folder):
+    "The main job, cut to one epoch: six files in a folder that did not exist, nothing on stderr."
     status, out, err = call('enas-search', '--epochs', '1', '--out', 'deep/run', '--device', 'cpu')
     assert status==0 and err=='' and 'deep/run' in out, err
     res, h = well_formed(folder/'deep/run')
     assert len(h)==1 and len(res['random_test_accuracy'])>=3
     assert [o.name for o in (folder/'deep').iterdir()]==['run']
-
-def test_an_empty_folder_will_do(tiny, capfd, folder):
-    Path('out').mkdir()
-    status, out, err = inside(enas_search, capfd, 'tiny', '--out', 'out', '--epochs', '2')
-    assert status==0 and len(well_formed(folder/'out')[1])==2 and [o.name for o in folder.iterdir()]==['out']
 
 def test_list(capfd, folder):
     status, out, err = inside(enas_search, capfd, '--list')
@@ -259,7 +254,7 @@ def test_svg(capfd, folder, monkeypatch):
     assert status==0 and ElementTree.parse('a.svg').getroot().tag.endswith('svg') and [o.name for o in folder.iterdir()]==['a.svg']
     before = Path('a.svg').read_bytes()
     def full(*args, **kwargs): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(draw_room, 'atomic_save', full)
+    monkeypatch.setattr(draw_room, 'write_file', full)
     status, out, err = inside(enas_show, capfd, 'cifar10-macro', '--svg', 'a.svg')
     assert status==2 and Path('a.svg').read_bytes()==before and [o.name for o in folder.iterdir()]==['a.svg']
     is_one_line(err, 'enas-show', 'No space left')
