@@ -112,15 +112,12 @@ class FactorizedReduction(nn.Module):
         bn_eval='running', # See `batch_norm`
     ):
         super().__init__()
-        self.narrow = ni<16
-        self.even, self.odd = (conv(ni, n, stride=1 if self.narrow else 2) for n in (nf//2, nf-nf//2))
-        self.bn = batch_norm(nf, bn_eval)
+        self.even, self.odd, self.bn = conv(ni, nf//2), conv(ni, nf-nf//2), batch_norm(nf, bn_eval)
 
     def forward(self, x):
         h,w = x.shape[2:]
-        shifted = F.pad(x, (0, w%2, 0, h%2))[:,:,1:,1:] # only an odd side needs the zeros at its end
-        x, shifted = (o[:,:,::2,::2] if self.narrow else o for o in (x, shifted))
-        return self.bn(torch.cat([self.even(x), self.odd(shifted)], 1))
+        shifted = F.pad(x, (-1, w%2, -1, h%2)) # without its first row and column; only an odd side needs zeros at its end
+        return self.bn(torch.cat([self.even(F.avg_pool2d(x, 1, 2)), self.odd(F.avg_pool2d(shifted, 1, 2))], 1))
 
 # %% ../nbs/06_layers.ipynb #00000022
 class Head(nn.Module):

@@ -68,9 +68,9 @@ class _MacroBase(nn.Module):
 
     def run_path(self, x, layers):
         "Logits of the path `layers` for images `x`."
-        xs = [self.stem(x)]
-        for i,l in enumerate(layers):
-            xs.append(self.layers[i](xs, l))
+        xs = [self.stem(x.as_subclass(torch.Tensor))] # fastai's image type would slow every op down
+        for i,(m,l) in enumerate(zip(self.layers, layers)):
+            xs.append(m(xs, l))
             if str(i) in self.pools:
                 keep = read_after(layers, i)
                 xs = [m(o) if j in keep else None for j,(m,o) in enumerate(zip(self.pools[str(i)], xs))]

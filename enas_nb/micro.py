@@ -87,7 +87,7 @@ class _MicroBase(nn.Module):
 
     def run_path(self, x, args):
         "Logits for images `x`, and with an auxiliary head in training its logits; cell `i` gets `*args(i)` beside its inputs."
-        prev = cur = self.stem(x)
+        prev = cur = self.stem(x.as_subclass(torch.Tensor)) # fastai's image type would slow every op down
         aux = None
         for i,cell in enumerate(self.cells):
             prev,cur = cell(prev, cur, *args(i))

@@ -142,7 +142,7 @@ recipes = {o.name: o for o in [
     Recipe('cifar10-macro-small', 'CIFAR-10, 20,000 training images, 6 layers: some 15 minutes on one core', 'cifar10_dls', dict(bs=128, n_train=20_000), MacroSpace(6),
            _small_macro('cifar10-macro-small', 20, dict(width=16, T_0=12), dict(width=16, T_0=8, bs=128)), dict(stem_stride=2), n_children=3, n_random=3),
     Recipe('cifar10-micro-small', 'CIFAR-10, 10,000 training images, cells of 5 nodes: some 20 minutes on one core', 'cifar10_dls', dict(bs=128, n_train=10_000), MicroSpace(5, **_unbiased),
-           _small_micro('cifar10-micro-small', 10, 8, dict(width=8, n_layers=3, T_0=16), dict(width=8, n_layers=3, T_0=8, bs=128)), dict(stem_stride=2),
+           _small_micro('cifar10-micro-small', 10, 8, dict(width=8, n_layers=3, T_0=16), dict(width=8, n_layers=3, T_0=6, bs=128)), dict(stem_stride=2),
            n_children=3, n_random=3),
     Recipe('cifar10-micro', "CIFAR-10 at the paper's size, 18 layers in the end", 'cifar10_dls', dict(bs=160), MicroSpace(5), _full_micro, n_children=3, gpu=True),
     Recipe('cifar10-micro-cutout', 'the same with CutOut', 'cifar10_dls', dict(bs=160), MicroSpace(5), _full_micro.override(final=dict(cutout=16)), n_children=3, gpu=True),

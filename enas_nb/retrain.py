@@ -8,6 +8,9 @@ Docs: https://enas-nb.github.io/enas_nb/retrain.html.md"""
 __all__ = ['StepRatio', 'arch_learner']
 
 # %% ../nbs/10_retrain.ipynb #00000004
+from functools import partial
+
+# %% ../nbs/10_retrain.ipynb #00000005
 import torch
 from fastcore.foundation import L
 from fastai.callback.core import Callback
@@ -16,14 +19,14 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 
-# %% ../nbs/10_retrain.ipynb #00000005
+# %% ../nbs/10_retrain.ipynb #00000006
 from .space import Arch
 from .data import DataEpoch, add_cutout
 from .layers import final_net
 from .search import build_net, n_channels, pick_preset, preset_sizes, split_kwargs
 from .train import AuxLoss, l2_decay, nesterov
 
-# %% ../nbs/10_retrain.ipynb #00000008
+# %% ../nbs/10_retrain.ipynb #00000009
 class StepRatio(Callback):
     "Tells a network how much of the training is done, for the schedule of drop-path (`micro_child.py`: (step+1)/total steps)."
     def before_batch(self):
@@ -31,7 +34,7 @@ class StepRatio(Callback):
             n = self.n_epoch*len(self.dls.train)
             self.model.step_ratio = min(1., (self.epoch*len(self.dls.train)+self.iter+1)/n)
 
-# %% ../nbs/10_retrain.ipynb #00000009
+# %% ../nbs/10_retrain.ipynb #0000000a
 def arch_learner(
     dls, # Any fastai image `DataLoaders`
     arch:Arch, # The architecture
@@ -53,4 +56,4 @@ def arch_learner(
     cutout = p.cutout if cutout is None else cutout
     if cutout: dls = add_cutout(dls, cutout)
     return Learner(dls, net.to(memory_format=torch.channels_last), loss_func=loss_func or getattr(dls.train_ds, 'loss_func', None) or CrossEntropyLossFlat(),
-                   metrics=metrics, cbs=[DataEpoch(), StepRatio(), AuxLoss(p.aux_weight or 0.), *L(cbs)], **dict(opt_func=nesterov, lr=p.lr_max, wd=l2_decay(p.l2)) | learner)
+                   metrics=metrics, cbs=[DataEpoch(), StepRatio(), AuxLoss(p.aux_weight or 0.), *L(cbs)], **dict(opt_func=partial(nesterov, momentum=p.momentum), lr=p.lr_max, wd=l2_decay(p.l2)) | learner)

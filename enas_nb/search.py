@@ -76,14 +76,14 @@ def score_batch(net,   # A shared network
                 autocast=nullcontext(), # A context manager for mixed precision
                ):
     "What `metric` says of each architecture on one common batch: a tensor [n] on the batch's device."
-    *xs,y = batch
+    *xs,y = (o.as_subclass(torch.Tensor) for o in batch) # fastai's types would slow every op down
     was, training, res = net.arch, net.training, []
     net.eval()
     try:
         for net.arch in archs:
             with autocast: res.append(metric(net(*xs), y))
     finally: net.arch = was; net.train(training)
-    return torch.stack([o.as_subclass(torch.Tensor) for o in res]).float()
+    return torch.stack(res).float()
 
 # %% ../nbs/09_search.ipynb #00000011
 def _random_states(dls):
@@ -195,11 +195,11 @@ def split_kwargs(kwargs): # Of a factory
 
 def preset_sizes(p,     # A `SearchPreset` or a `FinalPreset`
                  space): # The space of the network
-    "The sizes that a preset gives to a network: depth where the space leaves it open, drop-path and auxiliary head where the space has them."
+    "What a preset gives to a network: depth where the space leaves it open, skips, drop-path and auxiliary head where it has them. `sep` is left to the caller."
     d = dict(width=p.width, dropout=p.dropout)
     if not hasattr(space, 'n_layers'): d['n_layers'] = p.n_layers
     if p.aux_weight is not None: d['aux'] = p.aux_weight>0
-    for o in ('bn_eval', 'drop_path'):
+    for o in ('bn_eval', 'drop_path', 'skip'):
         if getattr(p, o, None) is not None: d[o] = getattr(p, o)
     return d
 
@@ -244,7 +244,7 @@ def search_learner(
     values = [ValueMetric(partial(cb.value, o), o) for o in ('reward', 'entropy', 'baseline')]
     return Learner(dls, model, loss_func=loss_func or getattr(dls.train_ds, 'loss_func', None) or CrossEntropyLossFlat(),
                    metrics=[*L(metrics), *values], cbs=[cb, AuxLoss(p.search.aux_weight or 0.), *L(cbs)],
-                   **dict(opt_func=nesterov, splitter=omega, lr=p.search.lr_max, wd=l2_decay(p.search.l2)) | learner)
+                   **dict(opt_func=partial(nesterov, momentum=p.search.momentum), splitter=omega, lr=p.search.lr_max, wd=l2_decay(p.search.l2)) | learner)
 
 # %% ../nbs/09_search.ipynb #0000001b
 @patch
