@@ -134,13 +134,13 @@ _full_macro = released['macro'].override(final=dict(n_layers=paper['macro'].fina
 
 recipes = {o.name: o for o in [
     Recipe('digits-macro', "scikit-learn's 8x8 digits, 6 layers: two minutes on one core", 'digits_dls', dict(bs=64), MacroSpace(6),
-           _small_macro('digits-macro', 15, dict(width=12, T_0=16), dict(width=8, T_0=12, bs=64))),
+           _small_macro('digits-macro', 15, dict(width=12, T_0=16), dict(width=8, T_0=20, dropout=.3, bs=64))),
     Recipe('digits-micro', "scikit-learn's 8x8 digits, cells of 4 nodes: some five minutes on one core", 'digits_dls', dict(bs=64), MicroSpace(4, **_unbiased),
            _small_micro('digits-micro', 15, 12, dict(width=8, n_layers=3, T_0=24), dict(width=8, n_layers=3, T_0=12, bs=64)), n_children=3, n_random=3),
     Recipe('fashion-macro', 'Fashion-MNIST, 10,000 training images, 6 layers: some 10 minutes on one core', 'fashion_dls', dict(bs=128, n_train=10_000), MacroSpace(6),
-           _small_macro('fashion-macro', 20, dict(width=16, T_0=12), dict(width=16, T_0=8, bs=128)), dict(stem_stride=2)),
+           _small_macro('fashion-macro', 20, dict(width=16, T_0=12), dict(width=10, T_0=8, bs=128)), dict(stem_stride=2)),
     Recipe('cifar10-macro-small', 'CIFAR-10, 20,000 training images, 6 layers: some 15 minutes on one core', 'cifar10_dls', dict(bs=128, n_train=20_000), MacroSpace(6),
-           _small_macro('cifar10-macro-small', 20, dict(width=16, T_0=12), dict(width=16, T_0=8, bs=128)), dict(stem_stride=2), n_children=3, n_random=3),
+           _small_macro('cifar10-macro-small', 20, dict(width=16, T_0=12), dict(width=10, T_0=6, bs=128)), dict(stem_stride=2), n_children=3, n_random=3),
     Recipe('cifar10-micro-small', 'CIFAR-10, 10,000 training images, cells of 5 nodes: some 20 minutes on one core', 'cifar10_dls', dict(bs=128, n_train=10_000), MicroSpace(5, **_unbiased),
            _small_micro('cifar10-micro-small', 10, 8, dict(width=8, n_layers=3, T_0=16), dict(width=8, n_layers=3, T_0=6, bs=128)), dict(stem_stride=2),
            n_children=3, n_random=3),

@@ -3,7 +3,7 @@ import json, re
 from pathlib import Path
 
 NBS  = Path(__file__).parents[1]/'nbs'
-PAGE = NBS/'tutorials'/'05_paper_and_code.ipynb'
+PAGE = NBS/'tutorials'/'paper_and_code.ipynb'
 
 def cells(path): return json.loads(path.read_text(encoding='utf-8'))['cells']
 
