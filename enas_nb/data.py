@@ -267,7 +267,7 @@ class MemoryDataLoaders(DataLoaders):
             if isinstance(test_items, Tensor): test_items = (test_items,)
             if not (isinstance(test_items, tuple) and all(isinstance(o, Tensor) for o in test_items)):
                 skip = ifnone(rm_type_tfms, None if ds.source.tls[0].types else 0)
-                batch_tfms = [o.pipe for o in dl.after_batch.fs if isinstance(o, _Decode)] # of data that are kept transformed
+                batch_tfms = [o.pipe for o in dl.after_batch.fs if hasattr(o, 'pipe')] # of data that are kept transformed
                 raw = TfmdDL(test_set(ds.source, test_items, skip, with_labels), bs=dl.bs, num_workers=0, after_item=dl.after_item,
                              before_batch=dl.before_batch, after_batch=batch_tfms[0] if batch_tfms else [], device=dl.device, do_setup=False)
                 test_items = _collect(raw)[0]

@@ -83,7 +83,7 @@ def score_batch(net,   # A shared network
         for net.arch in archs:
             with autocast: res.append(metric(net(*xs), y))
     finally: net.arch = was; net.train(training)
-    return torch.stack(res).float()
+    return torch.stack([o.as_subclass(torch.Tensor) for o in res]).float()
 
 # %% ../nbs/09_search.ipynb #00000011
 def _random_states(dls):
