@@ -142,17 +142,7 @@ class SearchCallback(Callback):
     def after_batch(self): self.model.path = None
 
     def after_train(self):
-        if self.restore or self.trained < self.preset.controller.warmup: return
-        start, n, bs = clock(self.dls.device), self.preset.controller.steps, min(self.preset.search.bs, len(self.reward_dl.dataset))
-        net, space = self.model.net, self.model.controller.space
-        stats = []
-        for i in self._bar(range(n)):
-            batch = random_batch(self.reward_dl, bs, rng(self.seed, 'reward', self.trained, i))
-            score = lambda codes: score_batch(net, space.archs(codes), batch, self.reward, self._autocast())
-            stats.append(self.reinforce.step(score, self.rng('theta', i)))
-        self.stats = {k: torch.stack([o[k] for o in stats]).mean().item() for k in stats[0]} if stats else self.stats
-        self.stats['baseline'] = float(self.reinforce.baseline.value)
-        self.theta_seconds += clock(self.dls.device)-start
+        if not self.restore and self.trained >= self.preset.controller.warmup: self.train_theta()
 
     def after_epoch(self):
         if self.in_epoch and not self.restore: self.trained += 1
@@ -162,15 +152,32 @@ class SearchCallback(Callback):
         self.in_epoch, self.model.path = False, None
         if self.restore: self.restore(); self.restore = None
 
-    def _bar(self, o):
-        mbar = getattr(getattr(self.learn, 'progress', None), 'mbar', None)
-        return progress_bar(o, parent=mbar, leave=False) if mbar else o
-
-    def _autocast(self):
-        mp = getattr(self.learn, 'mixed_precision', None)
-        return mp.autocast if mp and mp.autocast else nullcontext()
-
 # %% ../nbs/09_search.ipynb #00000014
+@patch
+def train_theta(self:SearchCallback):
+    "The epoch's steps of θ, with a progress bar; keeps their mean reward and entropy."
+    start, n, bs = clock(self.dls.device), self.preset.controller.steps, min(self.preset.search.bs, len(self.reward_dl.dataset))
+    net, space = self.model.net, self.model.controller.space
+    stats = []
+    for i in self._bar(range(n)):
+        batch = random_batch(self.reward_dl, bs, rng(self.seed, 'reward', self.trained, i))
+        score = lambda codes: score_batch(net, space.archs(codes), batch, self.reward, self._autocast())
+        stats.append(self.reinforce.step(score, self.rng('theta', i)))
+    self.stats = {k: torch.stack([o[k] for o in stats]).mean().item() for k in stats[0]} if stats else self.stats
+    self.stats['baseline'] = float(self.reinforce.baseline.value)
+    self.theta_seconds += clock(self.dls.device)-start
+
+@patch
+def _bar(self:SearchCallback, o):
+    mbar = getattr(getattr(self.learn, 'progress', None), 'mbar', None)
+    return progress_bar(o, parent=mbar, leave=False) if mbar else o
+
+@patch
+def _autocast(self:SearchCallback):
+    mp = getattr(self.learn, 'mixed_precision', None)
+    return mp.autocast if mp and mp.autocast else nullcontext()
+
+# %% ../nbs/09_search.ipynb #00000016
 def pick_preset(preset,    # A `Preset`, or the name `'paper'` or `'released'`
                 space): # The space that it is for; one without presets of its own gets the macro space's
     "The preset that is meant; `ValueError` for an unknown name."
@@ -179,7 +186,7 @@ def pick_preset(preset,    # A `Preset`, or the name `'paper'` or `'released'`
     if not isinstance(preset, str) or preset not in named: raise ValueError(f"preset is {preset!r}, allowed are a Preset, {', '.join(map(repr, named))}")
     return named[preset].get(space.name, named[preset]['macro'])
 
-# %% ../nbs/09_search.ipynb #00000015
+# %% ../nbs/09_search.ipynb #00000017
 def n_channels(dls): # Image `DataLoaders`
     "Channels of the images, from one batch; moves no random state."
     restore = _random_states(dls)
@@ -211,7 +218,7 @@ def build_net(f, # `shared_net` or `final_net`
         if 'unexpected keyword argument' not in str(e): raise
         raise TypeError(f"neither the Learner nor the network has the argument {str(e).split()[-1]}") from None
 
-# %% ../nbs/09_search.ipynb #00000016
+# %% ../nbs/09_search.ipynb #00000018
 def search_learner(
     dls, # Any fastai image `DataLoaders`; its validation set is split into `reward` and `select`
     space:SearchSpace, # The space to search
@@ -246,7 +253,7 @@ def search_learner(
                    metrics=[*L(metrics), *values], cbs=[cb, AuxLoss(p.search.aux_weight or 0.), *L(cbs)],
                    **dict(opt_func=partial(nesterov, momentum=p.search.momentum), splitter=omega, lr=p.search.lr_max, wd=l2_decay(p.search.l2)) | learner)
 
-# %% ../nbs/09_search.ipynb #0000001b
+# %% ../nbs/09_search.ipynb #0000001d
 @patch
 def score_archs(self:Learner,
                 archs, # `Arch`s of the space of this search
@@ -275,7 +282,7 @@ def derive(self:Learner,
     ranked = sorted(zip(archs, scores), key=lambda o: -o[1])
     return Derived(ranked[0][0], ranked)
 
-# %% ../nbs/09_search.ipynb #00000028
+# %% ../nbs/09_search.ipynb #0000002a
 def _pack(o, key, tensors):
     "A tree of dicts, lists, numbers and tensors as JSON-able data; the tensors go to `tensors`."
     if isinstance(o, torch.Tensor): tensors[key] = o.detach().contiguous(); return dict(tensor=key)
