@@ -108,7 +108,7 @@ def _search(argv):
     if r.gpu and not a.device:
         import torch
         if not torch.cuda.is_available():
-            raise ValueError(f"{r.name} needs a GPU, for some {estimate(r)['hours']:.0f} hours at 10^12 operations a second; --device cpu runs it all the same, fifty times slower")
+            raise ValueError(f"{r.name} needs a GPU, for some {estimate(r)['hours']:.0f} hours at 10^12 operations a second; --device cpu runs it all the same, some thirty times slower on a core")
     if 'OMP_NUM_THREADS' not in os.environ:
         import torch
         torch.set_num_threads(1) # as fast as two on these small networks, and far faster on a busy machine
