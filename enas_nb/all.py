@@ -6,10 +6,12 @@ from .presets import *
 from .controller import *
 from .reinforce import *
 from .data import *
+from .text import *
 from .layers import *
 from .macro import *
 from .train import *
 from .search import *
 from .retrain import *
 from .micro import *
+from .recurrent import *
 from .recipes import *

@@ -32,6 +32,7 @@ from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders,Datasets,TfmdDL,test_set
 from fastai.data.external import URLs,fastai_path,untar_data
 from fastai.data.transforms import Categorize,Normalize
+from fastai.text.data import LMDataLoader
 from fastai.torch_core import TensorCategory,TensorImage,TensorImageBW,default_device,no_random,to_device
 from fastai.vision.augment import RandTransform
 
@@ -242,6 +243,7 @@ def _collect(dl):
     "All batches of `dl` as one tuple of tensors, and their fastai types"
     try: bs = [b if isinstance(b, (tuple,list)) else (b,) for b in dl]
     except RuntimeError as e: raise ValueError('items of different shapes cannot share a tensor; give them one size first, e.g. `item_tfms=Resize(32)`') from e
+    if isinstance(dl, LMDataLoader): bs = [b for b in bs if b[0].shape[1]==dl.seq_len]   # the windows that end a text are shorter
     if not bs: raise ValueError('a loader without items cannot be kept in memory')
     if not all(isinstance(o, Tensor) and len(o)==len(b[0]) and o.shape[1:]==p.shape[1:] for b in bs for o,p in zip(b, bs[0])):
         raise ValueError(f'only tuples of equally long tensors can be kept in memory, not {[type(o).__name__ for o in bs[0]]}')

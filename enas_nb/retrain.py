@@ -8,25 +8,22 @@ Docs: https://enas-nb.github.io/enas_nb/retrain.html.md"""
 __all__ = ['StepRatio', 'arch_learner']
 
 # %% ../nbs/10_retrain.ipynb #00000004
-from functools import partial
-
-# %% ../nbs/10_retrain.ipynb #00000005
 import torch
 from fastcore.foundation import L
 from fastai.callback.core import Callback
 from fastai.data.block import get_c
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
-from fastai.metrics import accuracy
+from fastai.metrics import Perplexity, accuracy
 
-# %% ../nbs/10_retrain.ipynb #00000006
+# %% ../nbs/10_retrain.ipynb #00000005
 from .space import Arch
 from .data import DataEpoch, add_cutout
 from .layers import final_net
-from .search import build_net, n_channels, pick_preset, preset_sizes, split_kwargs
-from .train import AuxLoss, l2_decay, nesterov
+from .search import build_net, inputs, pick_preset, preset_sizes, split_kwargs
+from .train import l2_decay, optimizer, preset_cbs
 
-# %% ../nbs/10_retrain.ipynb #00000009
+# %% ../nbs/10_retrain.ipynb #00000008
 class StepRatio(Callback):
     "Tells a network how much of the training is done, for the schedule of drop-path (`micro_child.py`: (step+1)/total steps)."
     def before_batch(self):
@@ -34,26 +31,29 @@ class StepRatio(Callback):
             n = self.n_epoch*len(self.dls.train)
             self.model.step_ratio = min(1., (self.epoch*len(self.dls.train)+self.iter+1)/n)
 
-# %% ../nbs/10_retrain.ipynb #0000000a
+# %% ../nbs/10_retrain.ipynb #00000009
 def arch_learner(
-    dls, # Any fastai image `DataLoaders`
+    dls, # Any fastai image or language-model `DataLoaders`
     arch:Arch, # The architecture
-    preset='released', # A `Preset`, or the name `'paper'` or `'released'`
+    preset='released', # A `Preset`, or a name: `'paper'`, `'released'`, for text also `'enas_lm'`
     cutout=None, # Side of the square that CutOut blanks in training images, in pixels, 0 for none; the preset's by default
-    metrics=accuracy, # Of the validation row
+    metrics=None, # Of the validation row; accuracy, or for text `Perplexity()`, by default
     loss_func=None, # That of `dls`, or cross entropy
-    n_out=None, # Classes; those of `dls` by default
+    n_out=None, # Classes, or words; those of `dls` by default
     cbs=None, # More callbacks
     **kwargs, # Of the final network (`width`, `n_layers`, `dropout`, `skip`, `sep`, ...) and of `Learner`
 )->Learner:
     "A plain fastai `Learner` that trains the final network of one architecture from scratch (paper, 3.2)."
     if not isinstance(arch, Arch): raise TypeError(f'arch is a {type(arch).__name__}, an `Arch` is needed, as `space.parse(text)` or `learn.derive()` gives it')
-    p = pick_preset(preset, arch.space).final
+    kind, n_in = inputs(dls)
+    text = kind=='text'
+    p = pick_preset(preset, arch.space, text).final
     learner, sizes = split_kwargs(kwargs)
     n_out = n_out or get_c(dls)
     if not n_out: raise ValueError('the number of classes cannot be told from `dls`, pass `n_out`')
-    net = build_net(final_net, arch, n_channels(dls), n_out, **preset_sizes(p, arch.space) | sizes)
-    cutout = p.cutout if cutout is None else cutout
+    net = build_net(final_net, arch, n_in, n_out, **preset_sizes(p, arch.space) | sizes)
+    cutout = getattr(p, 'cutout', 0) if cutout is None else cutout
     if cutout: dls = add_cutout(dls, cutout)
-    return Learner(dls, net.to(memory_format=torch.channels_last), loss_func=loss_func or getattr(dls.train_ds, 'loss_func', None) or CrossEntropyLossFlat(),
-                   metrics=metrics, cbs=[DataEpoch(), StepRatio(), AuxLoss(p.aux_weight or 0.), *L(cbs)], **dict(opt_func=partial(nesterov, momentum=p.momentum), lr=p.lr_max, wd=l2_decay(p.l2)) | learner)
+    if metrics is None: metrics = Perplexity() if text else accuracy
+    return Learner(dls, net.to(memory_format=torch.channels_last), loss_func=loss_func or getattr(dls.train_ds, 'loss_func', None) or CrossEntropyLossFlat(), metrics=metrics,
+                   cbs=[DataEpoch(), StepRatio(), *preset_cbs(p), *L(cbs)], **dict(opt_func=optimizer(p), lr=p.lr if text else p.lr_max, wd=l2_decay(p.l2)) | learner)

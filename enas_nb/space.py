@@ -351,23 +351,27 @@ class RecurrentSpace(SearchSpace):
     name: ClassVar[str] = 'recurrent'
     n_nodes: int = 12 # The authors' `rhn_depth`
     ops: tuple = ('tanh', 'relu', 'identity', 'sigmoid') # Any of these; an op's integer is its place in the list
+    tanh_first: bool = False # Does a fixed tanh node 0 come before the `n_nodes` nodes (`enas_lm`)?
 
     def __post_init__(self):
         _check_size('n_nodes', self.n_nodes)
         object.__setattr__(self, 'ops', _check_ops(self.ops, RecurrentSpace.ops))
+        object.__setattr__(self, 'tanh_first', bool(self.tanh_first))
 
     def _steps(self):
-        for i in range(self.n_nodes):
-            if i: yield Step('index', f'index of node {i}', n=i, at=2*i-1, among=tuple(range(i)), remember='h',
+        first = self.tanh_first
+        yield Step('none', 'node 0 reads word and hidden state', remember='zero' if first else 'h')
+        for i in range(first, self.n_nodes+first):
+            if i: yield Step('index', f'index of node {i}', n=i, at=2*i-1-first, among=tuple(range(i)), remember='h',
                              feed='state/distance', locality=True)
-            else: yield Step('none', 'node 0 reads word and hidden state', remember='h')
-            yield Step('op', f'activation of node {i}', n=len(self.ops), at=2*i, feed='op')
+            yield Step('op', f'activation of node {i}', n=len(self.ops), at=2*i-first, feed='op')
 
     def nodes(self, code):
-        "The `RNNode`s of a checked encoding."
-        return [RNNode(code[2*i-1] if i else -1, self.ops[code[2*i]]) for i in range(self.n_nodes)]
+        "The `RNNode`s of a checked encoding, node 0 first."
+        pairs = [RNNode(j, self.ops[f]) for j,f in zip(*[iter(code if self.tanh_first else (-1, *code))]*2)]
+        return [RNNode(-1, 'tanh'), *pairs] if self.tanh_first else pairs
 
-# %% ../nbs/00_space.ipynb #0000003d
+# %% ../nbs/00_space.ipynb #0000003e
 def _graph(nodes, # (part, i), label, op
            edges, # source, target, kind, op
           ):
@@ -389,7 +393,7 @@ def graph(self:MacroSpace,
     skips = [(node(j), node(i+1), 'skip', None) for i,l in enumerate(layers) for j in l.skips]
     return _graph(nodes, flow+skips)
 
-# %% ../nbs/00_space.ipynb #0000003f
+# %% ../nbs/00_space.ipynb #00000040
 @patch
 def graph(self:MicroSpace,
           code=None, # A checked encoding; without one, all edges that any architecture has
@@ -406,13 +410,13 @@ def graph(self:MicroSpace,
         edges += [(node(j), node(i), 'flow', op) for j,i,op in reads] + [(node(i), node(B+2), 'loose', None) for i in loose]
     return _graph(nodes, edges)
 
-# %% ../nbs/00_space.ipynb #00000040
+# %% ../nbs/00_space.ipynb #00000041
 @patch
 def graph(self:RecurrentSpace,
           code=None, # A checked encoding; without one, all edges that any architecture has
          ):
     "A recurrent cell, or the whole space: node -1 is the input (word and hidden state)."
-    N, cell = self.n_nodes, None if code is None else self.nodes(code)
+    N, cell = self.n_nodes+self.tanh_first, None if code is None else self.nodes(code)
     node = lambda i: ('cell', i)
     reads = [(-1,0)] + [(j,i) for i in range(1,N) for j in (range(i) if cell is None else [cell[i].prev])]
     loose = range(N) if cell is None else loose_ends([j for j,_ in reads], N)

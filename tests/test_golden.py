@@ -12,6 +12,7 @@ from enas_nb.layers import FactorizedReduction
 from enas_nb.macro import MacroNet, SharedMacroNet, pool_layers
 from enas_nb.micro import MicroNet, SharedMicroNet
 from enas_nb.presets import released
+from enas_nb.recurrent import RecurrentLM, SharedRecurrentLM
 from enas_nb.reinforce import skip_count, skip_penalty
 from enas_nb.space import Arch, MacroSpace, MicroSpace, RecurrentSpace
 
@@ -226,7 +227,49 @@ def micro_search(g):
         close(out if net.aux is None else out[0], train, f'logits_train of {net.arch}')
         close(net.eval()(x), train, f'logits in evaluation, which has the statistics of the batch too, of {net.arch}')
 
-KINDS = {f.__name__: f for f in (controller_macro, controller_micro, controller_recurrent, macro_fixed, macro_search, micro_fixed, micro_search)}
+# --- language models ---------------------------------------------------------------------------------------------------
+
+def take_start(g):
+    "The graph's own starting states: the file's are in `h0`."
+    for k in [k for k in g.vars if 'starting_states' in k]: g.take(k)
+
+def check_lm(g, net, what, hidden, nll):
+    "Outputs of all times, and the loss of each word."
+    tokens, targets = g['tokens'].long(), g['targets'].long()
+    net.hidden = net.arch, g['h0']
+    logits, raw, _ = net(tokens)
+    close(raw, hidden, f'hidden of {what}')
+    close(torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction='none').view_as(nll), nll, f'nll of {what}')
+
+def recurrent_fixed(g):
+    c, m = g.config, {}
+    arch, H = Arch(RecurrentSpace(c['rhn_depth']), g['arc'].tolist()), c['lstm_hidden_size']
+    m['encoder.weight'] = g.take('child/embedding/w')
+    w = g.take('child/rnn/layer_0/w_prev')
+    m['word'], m['ws.0'] = w[:H], w[H:]
+    for i in range(1, c['rhn_depth']): m[f'ws.{i}'] = g.take(f'child/rnn/layer_0/layer_{i}/w')
+    take_start(g)
+    net = g.load(RecurrentLM(arch, c['vocab_size'], H), m)
+    check_lm(g, net.eval(), arch, g['hidden'], g['nll'])
+    check_lm(g, net.train(), arch, g['hidden'], g['nll'])
+
+def recurrent_search(g):
+    c, m = g.config, {}
+    space, H = RecurrentSpace(c['rhn_depth']), c['lstm_hidden_size']
+    F = len(space.ops)
+    m['encoder.weight'] = g.take('child/embedding/w')
+    for op,w in zip(space.ops, g.take('child/rnn/layer_0/w_prev').chunk(F)): m[f'word.word_{op}'], m[f'ws.0.hidden_{op}'] = w[:H], w[H:]
+    for i in range(1, space.n_nodes):
+        for k,w in enumerate(g.take(f'child/rnn/layer_0/layer_{i}/w').chunk(i*F)): m[f'ws.{i}.{k//F}_{space.ops[k%F]}'] = w
+    for i in range(space.n_nodes): take_batch_bn(g, f'child/layer_0/rhn_layer_{i}/batch_norm', m, f'norms.{i}')
+    take_batch_bn(g, 'child/layer_0/batch_norm', m, 'norm')
+    take_start(g)
+    net = g.load(SharedRecurrentLM(space, c['vocab_size'], H, bn='all'), m)
+    for net.arch, hidden, nll in zip(space.archs(g['arcs']), g['hidden'], g['nll']):
+        check_lm(g, net.train(), net.arch, hidden, nll)
+        check_lm(g, net.eval(), net.arch, hidden, nll)
+
+KINDS = {f.__name__: f for f in (controller_macro, controller_micro, controller_recurrent, macro_fixed, macro_search, micro_fixed, micro_search, recurrent_fixed, recurrent_search)}
 
 # --- the folder --------------------------------------------------------------------------------------------------------
 

@@ -20,9 +20,9 @@ def test_links_are_current():
     assert not stale, f'run the page again: {sorted(set(stale))}'
 
 def test_every_unverified_number_is_marked():
-    from enas_nb.presets import preset_table
-    want = sum('remembered' in row[1] for o in ('macro', 'micro') for row in preset_table(o).values)
+    from enas_nb.presets import paper, preset_table
+    want = sum('remembered' in row[1] for o in paper for row in preset_table(o).values)
     text = ''.join(''.join(o['data'].get('text/markdown', '')) for c in cells(PAGE) for o in c.get('outputs', ()) if 'data' in o)
     rows = [l for l in text.splitlines() if re.match(r'\| (controller|search|final) \|', l)]
-    assert len(rows) == sum(map(len, map(preset_table, ('macro', 'micro'))))
+    assert len(rows) == sum(map(len, map(preset_table, paper)))
     assert sum('**unverified**' in l for l in rows) == want

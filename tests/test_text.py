@@ -1,0 +1,374 @@
+"Plumbing of `enas_nb.text`: what its notebook does not show"
+import ast,subprocess,sys,tarfile
+from copy import copy,deepcopy
+from functools import partial
+import pandas as pd, pytest, torch
+import fastai.callback.schedule
+from fastai.data.core import Datasets
+from fastai.data.external import untar_data
+from fastai.metrics import Perplexity
+from fastai.text.core import BaseTokenizer
+from fastai.text.data import LMDataLoader,LMTensorText,TensorText,TextDataLoaders
+from fastai.text.learner import language_model_learner
+from fastai.text.models.awdlstm import AWD_LSTM,awd_lstm_lm_config
+from fastai.learner import load_learner
+from hypothesis import given,settings,strategies as st
+from enas_nb import text
+from enas_nb.data import MemoryDL,cache_valid,open_test,random_batch,rng,split_valid,with_valid
+from enas_nb.text import *
+
+try: text._ptb_path(); ptb_there = True
+except FileNotFoundError: ptb_there = False
+needs_ptb = pytest.mark.skipif(not ptb_there, reason='no Penn Treebank in the data folder of fastai')
+
+VOCAB = ['<eos>','<unk>',*'abcdefgh']
+def draw(n, seed=0): return [VOCAB[i] for i in torch.randint(len(VOCAB), (n,), generator=rng(seed, 'words'))]
+def toy(n=200, m=90, k=70, bs=4, seq_len=5, **kw):
+    return lm_dls(draw(n), draw(m, 1), draw(k, 2), vocab=VOCAB, bs=bs, seq_len=seq_len, device='cpu', **kw)
+def same(a, b):
+    for p,q in zip(a, b, strict=True):
+        for o in (0,1): assert torch.equal(p[o], q[o]) and type(p[o]) is type(q[o])
+
+# ---- words
+@settings(deadline=None)
+@given(st.text(alphabet="aB.!? \n'’1,-é\t", max_size=40), st.text(alphabet="aB.!? \n'’1,-é\t", max_size=40))
+def test_paragraphs_are_tokenised_apart(a, b): assert tokenize(f'{a}\n\n{b}')==tokenize(a)+tokenize(b)
+
+@settings(deadline=None)
+@given(st.text(max_size=80))
+def test_sentences_end_and_are_not_empty(s):
+    words = tokenize(s)
+    assert all(isinstance(o, str) and o and not any(c.isspace() for c in o) for o in words)
+    assert not words or words[-1]=='<eos>'!=words[0]
+    assert ('<eos>','<eos>') not in set(zip(words, words[1:]))
+
+@pytest.mark.parametrize('prose,words', [
+    ('A be. See de!', 'a be <eos> see de <eos>'), ('Is it? "Yes." No', 'is it <eos> yes <eos> no <eos>'),
+    ("We can't, they'll", "we ca n't they 'll <eos>"), ('It’s 3.5% of 1,000.', "it 's N of N <eos>"),
+    ('the U.S. economy', 'the u.s. economy <eos>'), ('see e.g. Dr. Dean etc. here', 'see e.g. dr. dean etc here <eos>'),
+    ('state-of-the-art x2', 'state-of-the-art x2 <eos>'), ('...', ''), ('', ''), ('one\ntwo\n \nthree', 'one two <eos> three <eos>')])
+def test_tokenize(prose, words): assert tokenize(prose)==words.split()
+
+def test_a_prepared_file_is_read_as_it_is(tmp_path):
+    f = tmp_path/'a.txt'
+    f.write_text(" the <unk> u.s. N\n\n it 's $ \n")
+    assert read_tokens(f)=="the <unk> u.s. N <eos> it 's $ <eos>".split()
+    assert '<unk>' not in read_tokens(f, raw=True)
+    f.write_text('\n \n')
+    with pytest.raises(ValueError, match='a.txt holds no words'): read_tokens(f)
+    with pytest.raises(FileNotFoundError): read_tokens(tmp_path/'b.txt')
+
+# ---- the vocabulary
+def test_vocab_is_the_most_frequent_words_sorted():
+    words = 'b b b a a d d c <eos>'.split()
+    assert text._vocab(words, 4)==['<eos>','<unk>','a','b']       # a before d, which is as frequent
+    assert text._vocab(words, 99)==['<eos>','<unk>','a','b','c','d']
+    with pytest.raises(ValueError, match='at least 3'): text._vocab(words, 2)
+
+def test_words_refuses_a_bad_vocab():
+    with pytest.raises(ValueError, match='only 3 are different'): Words(['<eos>','<unk>','a','a'])
+    with pytest.raises(ValueError, match='without <eos>'): Words(['<unk>','a'])
+
+# ---- the loader
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(80, 300), bs=st.integers(1, 6), seq_len=st.integers(1, 12), seed=st.integers(0, 9))
+def test_tokens_in_are_tokens_out(n, bs, seq_len, seed):
+    words = draw(n, seed)
+    dls = lm_dls(words, words, vocab=VOCAB, bs=bs, seq_len=seq_len, device='cpu')
+    ids,bl = torch.tensor([VOCAB.index(o) for o in words]),(n-1)//bs
+    assert torch.equal(tokens(dls, 'train'), ids) and tokens(dls, 'train').dtype==torch.int64
+    for dl in dls.loaders:
+        x,y = (torch.cat(o, 1).as_subclass(torch.Tensor) for o in zip(*dl))
+        assert torch.equal(x.flatten(), ids[:bs*bl]) and torch.equal(y.flatten(), ids[1:bs*bl+1])
+        assert len(list(dl))==len(dl) and x.shape==(bs,bl)
+
+@settings(max_examples=30, deadline=None)
+@given(lens=st.lists(st.integers(1, 30), min_size=1, max_size=6), bs=st.integers(1, 5), seq_len=st.integers(1, 9))
+def test_batches_are_those_of_fastai(lens, bs, seq_len):
+    if sum(lens)<=bs: return
+    words = Words(VOCAB)
+    docs = Datasets([words(draw(n, i)) for i,n in enumerate(lens)], [[words]])
+    same(StreamDL(docs, bs=bs, seq_len=seq_len), LMDataLoader(docs, bs=bs, seq_len=seq_len))
+
+def test_a_batch_is_contiguous(): assert all(o.is_contiguous() for b in toy().train for o in b)
+
+def test_new_copy_and_pickle():
+    dl = toy().train
+    for o in (dl.new(), copy(dl), deepcopy(dl), dl.new(shuffle=True), dl.new(num_workers=0)): same(o, dl)
+    other = dl.new(bs=2, seq_len=7)
+    assert type(other) is StreamDL and [x.shape[1] for x,_ in other]==[7]*14+[1]
+    assert dl.one_batch()[0].shape==(4,5) and dl.seq_len==5
+
+def test_a_batch_is_shown_as_a_table(monkeypatch):
+    shown,dls = [],toy()
+    monkeypatch.setattr(text, 'display_df', shown.append)
+    dls.show_batch(max_n=2, trunc_at=3)
+    words = draw(200)
+    assert shown[0].values.tolist()==[[' '.join(words[i+j:i+j+3]) for j in (0,1)] for i in (0,49)]
+
+def test_shuffle_keeps_documents_whole():
+    words = Words(VOCAB)
+    docs = Datasets([words([c]*10) for c in 'abcdefgh'], [[words]])
+    dl = StreamDL(docs, bs=1, seq_len=10, shuffle=True)
+    seen = {tuple(x.flatten().tolist()) for x,_ in list(dl)[:-1]}
+    assert all(len(set(o))==1 for o in seen)
+    orders = set()
+    for _ in range(5): list(dl); orders.add(tuple(dl.stream[::10].tolist()))
+    assert len(orders)>1 and all(sorted(o)==list(range(2, 10)) for o in orders)
+
+def test_the_stream_lives_on_the_device():
+    dls = toy()
+    assert dls.to('meta') is dls
+    assert {o.device.type for b in dls.train for o in b}=={'meta'} and tokens(dls, 'valid').device.type=='meta'
+
+def test_what_cannot_be_a_text_is_refused():
+    words = draw(100)
+    for bad,kind in (('a b c','str'),([1,2,3],'list'),(None,'NoneType')):
+        with pytest.raises(TypeError, match=f'training text is {kind} where a list of words'): lm_dls(bad, words)
+    with pytest.raises(ValueError, match=r'20 tokens of validation text where one batch needs 21 \(bs\*seq_len\+1\)'):
+        lm_dls(words, words[:20], bs=4, seq_len=5)
+
+# ---- in and out of fastai
+def test_test_words_wait_outside():
+    opened = []
+    def words(): opened.append(1); return draw(70, 2)
+    dls = lm_dls(draw(200), draw(90), words, vocab=VOCAB, bs=4, seq_len=5, device='cpu')
+    list(dls.train), list(dls.valid)
+    assert len(dls.loaders)==2 and not opened
+    want = torch.tensor([VOCAB.index(o) for o in draw(70, 2)])
+    assert torch.equal(tokens(dls, 'test'), want) and opened==[1]
+    dl = open_test(dls)
+    assert type(dl) is StreamDL and torch.equal(dl.stream, want) and not dl.shuffle
+    two = dls.test_dl([['a','b']*6,['zzz']*12], bs=1)
+    assert two.stream.tolist()==[VOCAB.index(o) for o in ['a','b']*6+['<unk>']*12] and two.bs==1
+
+def test_learner_trains_shows_exports_and_loads(tmp_path, capsys):
+    dls = toy(600, 90, path=tmp_path)
+    config = {**awd_lstm_lm_config, **dict(emb_sz=8, n_hid=8, n_layers=1)}
+    learn = language_model_learner(dls, AWD_LSTM, config=config, pretrained=False, metrics=Perplexity())
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-2)
+        learn.lr_find(show_plot=False)
+        loss = learn.validate()[0]
+        learn.show_results(max_n=2)
+        assert learn.validate(dl=open_test(dls))[0]!=loss
+        learn.export('a.pkl')
+        again = load_learner(tmp_path/'a.pkl')
+    assert list(again.dls.vocab)==VOCAB and len(again.dls.train.stream)==0
+    fresh = again.dls.test_dl(draw(90, 1))
+    with again.no_bar(): assert abs(again.validate(dl=fresh)[0]-loss)<1e-6
+
+TEXTS = ['one two three four '*5, 'five six '*9, 'seven eight nine '*8, 'two four six '*7]
+
+def lm_of_fastai(how, folder):
+    "Fastai's own `DataLoaders` of `TEXTS`, cut at blanks by its `BaseTokenizer`"
+    kw = dict(is_lm=True, tok_tfm=BaseTokenizer(), seq_len=4, bs=2, device='cpu', n_inp=1)
+    if how=='df':
+        df = pd.DataFrame(dict(text=TEXTS, is_valid=[False,True,False,True]))
+        return TextDataLoaders.from_df(df, path=folder, text_col='text', valid_col='is_valid', **kw)
+    for i,o in enumerate(TEXTS):
+        f = folder/('valid' if i%2 else 'train')/'news'/f'{i}.txt'
+        f.parent.mkdir(parents=True, exist_ok=True); f.write_text(o)
+    return TextDataLoaders.from_folder(folder, **kw)
+
+@pytest.mark.parametrize('how', ['df','folder'])
+def test_tokens_of_fastais_own_dataloaders(how, tmp_path):
+    dls = lm_of_fastai(how, tmp_path)
+    for part,ds in (('train',dls.train_ds),('valid',dls.valid_ds)):
+        list(dls.train)                                          # the order of an epoch is not that of the text
+        got = tokens(dls, part)
+        assert got.dtype==torch.int64 and type(got) is torch.Tensor
+        assert torch.equal(got, torch.cat([o[0] for o in ds]).as_subclass(torch.Tensor))
+    with pytest.raises(ValueError, match='no test text'): tokens(dls, 'test')
+    same(StreamDL(dls.valid_ds, bs=2, seq_len=4), LMDataLoader(dls.valid_ds, bs=2, seq_len=4))
+
+@pytest.mark.parametrize('how', ['df','folder'])
+def test_halves_of_fastais_own_dataloaders(how, tmp_path):
+    dls = lm_of_fastai(how, tmp_path)
+    full = [b for b in dls.valid if b[0].shape[1]==4]
+    assert sum(len(o.dataset) for o in split_valid(dls))==2*len(full)
+
+def test_tokens_says_what_it_can_not_give():
+    dls = toy()
+    with pytest.raises(ValueError, match="part 'val'; there are 'train', 'valid' and 'test'"): tokens(dls, 'val')
+    searched = with_valid(dls, split_valid(dls)[1])
+    assert torch.equal(tokens(searched, 'test'), tokens(dls, 'test'))
+    with pytest.raises(ValueError, match='valid loader is a MemoryDL, which holds no running text'): tokens(searched, 'valid')
+
+def test_no_spacy_is_needed():
+    code = ("import sys; sys.modules['spacy'] = None\n"
+            "from enas_nb.text import *\n"
+            "w = tokenize('One two. Three four. ')*20\n"
+            "print(len(list(lm_dls(w, w, bs=2, seq_len=5, device='cpu').train)))")
+    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
+    assert out.stdout.strip()=='12', out.stderr[-500:]
+
+# ---- halves for a search
+@settings(max_examples=20, deadline=None)
+@given(m=st.integers(50, 400), bs=st.integers(1, 5), seq_len=st.integers(1, 10), seed=st.integers(0, 5))
+def test_the_halves_are_all_full_windows_once(m, bs, seq_len, seed):
+    words = [f'w{i}' for i in range(m)]                            # no two windows are equal
+    dls = lm_dls(words, words, bs=bs, seq_len=seq_len, device='cpu')
+    if bs*((m-1)//bs//seq_len)<2: return
+    halves = split_valid(dls, seed)
+    x = [o.dataset.tensors[0] for o in halves]
+    ids,bl = tokens(dls, 'valid').tolist(),dls.valid.bl
+    want = sorted(ids[r*bl+c:r*bl+c+seq_len] for r in range(bs) for c in range(0, bl-seq_len+1, seq_len))
+    assert sorted(torch.cat(x).tolist())==want and abs(len(x[0])-len(x[1]))<=1
+    for o in halves:
+        assert type(o) is MemoryDL and all(torch.equal(y[:,:-1], x[:,1:]) for x,y in o)
+        assert [type(t) for t in o.one_batch()]==[LMTensorText,TensorText]
+
+def test_a_random_batch_of_windows():
+    reward,_ = split_valid(toy(m=300))
+    x,y = random_batch(reward, 8, rng(0, 'reward', 1))
+    assert x.shape==y.shape==(8,5) and torch.equal(x, random_batch(reward, 8, rng(0, 'reward', 1))[0])
+
+def test_a_whole_number_of_windows_is_kept(): assert len(cache_valid(toy(m=4*15+1)).dataset)==4*3
+
+# ---- Penn Treebank
+def fake_ptb(folder):
+    folder.mkdir(parents=True)
+    for o in ('train','valid','test'): (folder/f'ptb.{o}.txt').write_text('a b <unk> N\n'*9)
+    return folder
+
+def test_absent_or_other_files_are_refused_in_one_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no ptb.train.txt, ptb.valid.txt, ptb.test.txt in .*simple-examples.tgz') as e: ptb_dls(path=tmp_path)
+    assert '\n' not in str(e.value)
+    with pytest.raises(ValueError, match='ptb.train.txt in .* holds 45 tokens, Penn Treebank 929,589'): ptb_dls(path=fake_ptb(tmp_path/'ptb'))
+
+def test_the_archive_is_fetched_only_if_asked(tmp_path, monkeypatch):
+    fake_ptb(tmp_path/'made'/'simple-examples'/'data')
+    with tarfile.open(tmp_path/'simple-examples.tgz', 'w:gz') as f: f.add(tmp_path/'made'/'simple-examples', 'simple-examples')
+    monkeypatch.setattr(text, '_ptb_url', (tmp_path/'simple-examples.tgz').as_uri())
+    monkeypatch.setattr(text, 'untar_data', partial(untar_data, base=tmp_path/'home'))
+    monkeypatch.setattr(text, 'fastai_path', lambda o: tmp_path/'home'/o)
+    with pytest.raises(FileNotFoundError): ptb_dls()
+    assert not list((tmp_path/'home').rglob('*.*'))
+    with pytest.raises(ValueError, match='holds 45 tokens'): ptb_dls(download=True)
+
+@needs_ptb
+def test_ptb():
+    dls = ptb_dls(device='cpu')
+    assert [len(tokens(dls, o)) for o in ('train','valid','test')]==[929589,73760,82430]
+    v = dls.vocab
+    assert type(v) is list and len(v)==10000 and v==sorted(v) and {'<unk>','<eos>','N'}<={*v}
+    path = text._ptb_path()
+    theirs = (path/'ptb.valid.txt').read_text().replace('\n', '<eos>').split()   # as the authors read it
+    assert [v[i] for i in tokens(dls, 'valid')]==theirs
+    few = ptb_dls(n_train=50_000, bs=20, device='cpu')
+    assert few.vocab==v and torch.equal(tokens(few, 'train'), tokens(dls, 'train')[:50_000])
+    for n in (0, 929590):
+        with pytest.raises(ValueError, match=f'n_train={n} of 929,589'): ptb_dls(n_train=n)
+
+# ---- docstrings
+DOC = '''Compute a thing from other things.
+
+The `first` line is *really* good [1]_, see :func:`~a.b.other`.  Short one.
+An unfinished line with many words
+
+Parameters
+----------
+x : array_like
+    The data to look at, all of it.
+y, z : int
+    See the following list of items.
+
+    * The bullet is a sentence too.
+    * The other goes over
+      two lines of text.
+
+Notes
+-----
+.. versionadded:: 1.2
+   This is not at all prose.
+
+We use an equation that is here::
+
+    This is code which looks like prose.
+
+Then :math:`x` is not prose but maths.
+The end is x = 3 as you see.
+
+Examples
+--------
+>>> f(3)
+The result of this is never read.
+'''
+def test_prose_of_a_docstring():
+    assert [' '.join(s.split()) for s in text._prose(DOC)]==[
+        'Compute a thing from other things', 'The first line is really good , see other', 'The data to look at, all of it',
+        'See the following list of items', 'The bullet is a sentence too', 'The other goes over two lines of text']
+
+def test_places_of_docstrings():
+    tree = ast.parse('"M."\nclass A:\n    "C."\n    def f(self):\n        "F."\ndef g(): pass')
+    assert list(text._docstrings(tree, 'm'))==[('m','M.'),('m.A','C.'),('m.A.f','F.')]
+
+@pytest.fixture
+def read(monkeypatch, tmp_path):
+    "Four thousand sentences instead of the installed packages, and a data folder of the test's own"
+    calls = []
+    def few(): calls.append(1); return [(f'm.f{i//2}', f'sentence number {i} is here') for i in range(4000)]
+    monkeypatch.setattr(text, '_read_docs', few)
+    monkeypatch.setattr(text, 'fastai_path', lambda o: tmp_path)
+    return calls
+
+def test_docstrings_are_read_once(read, tmp_path):
+    a,b = text._doc_sentences(),text._doc_sentences()
+    assert a==b and read==[1] and len(list((tmp_path/'docstrings').iterdir()))==1
+
+def test_a_docstring_goes_whole_to_one_part(read):
+    dls = docs_dls(bs=2, seq_len=5, max_vocab=9999, device='cpu')
+    parts = [' '.join(dls.vocab[i] for i in tokens(dls, o)).split(' <eos>') for o in ('train','valid','test')]
+    ns = [len(o)-1 for o in parts]
+    assert sum(ns)==4000 and not any(n%2 for n in ns) and ns[0]>3000 and min(ns[1:])>250
+
+def test_a_folder_that_cannot_be_written(read, monkeypatch, tmp_path):
+    (tmp_path/'docstrings').write_text('a file where the folder should be')
+    assert len(text._doc_sentences())==4000 and len(text._doc_sentences())==4000 and read==[1,1]
+
+def test_all_of_it_is_there():
+    dls = docs_dls(device='cpu')
+    assert len(tokens(dls, 'train'))>100_000 and len(dls.vocab)==2000
+    assert {p.split('.')[0] for p,_ in text._doc_sentences()}=={*text._packages}
+
+# ---- texts of the reader's own
+def prose(n, w='word'): return ' '.join(f'This is {w} {i%7} indeed.' for i in range(n))
+KW = dict(bs=2, seq_len=5, device='cpu')
+
+def test_a_file_is_cut_at_sentences(tmp_path):
+    f = tmp_path/'a.txt'
+    f.write_text(prose(100))
+    dls = file_dls(f, **KW)
+    assert [len(tokens(dls, o))//6 for o in ('train','valid','test')]==[80,10,10]
+    f.write_text('\n'.join('a b <unk> N' for _ in range(100)))
+    assert sorted(file_dls(f, raw=False, **KW).vocab)==['<eos>','<unk>','N','a','b']
+
+@pytest.mark.parametrize('name', ['{}.txt','wiki.{}.txt'])
+def test_a_folder_with_parts(tmp_path, name):
+    for part,n in (('train',30),('valid',20)): (tmp_path/name.format(part)).write_text(prose(n))
+    (tmp_path/'README.txt').write_text('not read')
+    dls = file_dls(tmp_path, **KW)
+    assert [len(tokens(dls, o)) for o in ('train','valid')]==[180,120] and dls.test_source is None
+    (tmp_path/name.format('test')).write_text(prose(7))
+    assert len(tokens(file_dls(str(tmp_path), **KW), 'test'))==42
+
+def test_a_folder_of_files_is_dealt_out_whole(tmp_path):
+    (tmp_path/'sub').mkdir()
+    for i in range(20): (tmp_path/('sub' if i%2 else '')/f'{i}.txt').write_text(prose(5, f'w{chr(97+i)}'))
+    dls = file_dls(tmp_path, **KW)
+    assert [len(tokens(dls, o))//30 for o in ('train','valid','test')]==[16,2,2]
+    assert torch.equal(tokens(dls, 'train'), tokens(file_dls(tmp_path, seed=0, **KW), 'train'))
+    assert file_dls(tmp_path, seed=1, **KW).vocab!=dls.vocab
+
+def test_a_path_that_cannot_be_read_is_refused(tmp_path):
+    for p,kind,line in ((tmp_path/'no', FileNotFoundError, 'no file or folder'), (tmp_path, ValueError, r'0 .txt file\(s\) in')):
+        with pytest.raises(kind, match=line): file_dls(p)
+    f = tmp_path/'train.txt'
+    f.write_text(prose(50))
+    with pytest.raises(ValueError, match='0 files for valid in'): file_dls(tmp_path)
+    (tmp_path/'valid.txt').write_bytes('é'.encode('latin-1')*50)
+    with pytest.raises(ValueError, match=r'valid.txt is not utf-8 \(byte 0\)'): file_dls(tmp_path, **KW)
+    (tmp_path/'valid.txt').write_text('')
+    with pytest.raises(ValueError, match='valid.txt holds no words'): file_dls(tmp_path, **KW)
+    with pytest.raises(ValueError, match='one batch needs 2,241'): file_dls(f)
