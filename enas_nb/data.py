@@ -7,7 +7,7 @@ Docs: https://enas-nb.github.io/enas_nb/data.html.md"""
 # %% auto #0
 __all__ = ['rng', 'BatchRandom', 'PadCropFlip', 'CutOut', 'MemoryDataset', 'MemoryDL', 'DataEpoch', 'ImageNormalize',
            'MemoryDataLoaders', 'open_test', 'images_dls', 'digits_dls', 'fashion_dls', 'cifar10_dls', 'add_cutout',
-           'cache_valid', 'memory_dls', 'split_valid', 'with_valid', 'random_batch']
+           'cache_valid', 'memory_dls', 'split_valid', 'with_valid', 'train_on_all', 'random_batch']
 
 # %% ../nbs/05_data.ipynb #00000004
 import gzip,hashlib,os,random
@@ -516,6 +516,18 @@ def with_valid(
     return res
 
 # %% ../nbs/05_data.ipynb #0000004f
+def train_on_all(
+    dls, # `DataLoaders` in memory, e.g. of `cifar10_dls`; left as they are. `TypeError` for others
+) -> MemoryDataLoaders:
+    "`dls` that train on the validation items as well; their validation accuracy says nothing any more"
+    trn,val = dls.train.dataset,dls.valid.dataset
+    if not all(isinstance(o, MemoryDataset) for o in (trn,val)) or [o.dtype for o in trn.tensors]!=[o.dtype for o in val.tensors]:
+        raise TypeError('only data in memory, kept alike in training and validation, can be joined; see `images_dls` and `memory_dls`')
+    res = copy(dls)
+    res.loaders = [dls.train.new(trn._new([torch.cat(o) for o in zip(trn.tensors, val.tensors)])), *dls.loaders[1:]]
+    return res
+
+# %% ../nbs/05_data.ipynb #00000052
 def random_batch(
     dl:MemoryDL, # where to take it
     n:int,       # items in it, at most those of `dl`

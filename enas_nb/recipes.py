@@ -28,10 +28,10 @@ from . import data
 from .space import Arch, MacroSpace, MicroSpace, RecurrentSpace, SearchSpace
 from .draw import draw, plot_history
 from .layers import final_net, shared_net
-from . import micro # registers its networks
+from . import micro, recurrent # register their networks
 from .macro import pool_layers
 from .presets import Preset, n_epochs, paper, released
-from .data import open_test, rng
+from .data import open_test, rng, train_on_all
 from .train import clock
 from .search import preset_sizes, search_learner
 from .retrain import arch_learner
@@ -54,6 +54,7 @@ _script24 = '''0 | 3 0 | 0 1 0 | 2 0 0 1 | 2 0 0 0 0 | 3 1 1 0 1 0 | 2 0 0 0 0 0
     | 3 0 1 0 1 1 0 0 1 0 1 1 0 1 1 0 1 0 0 1 0 0 | 0 1 0 1 0 1 0 0 0 0 0 0 0 0 1 0 1 0 0 1 0 0 0
     | 0 1 1 0 0 0 1 1 1 0 1 0 0 0 1 0 1 0 0 1 1 0 0 0'''
 _micro = '0 2 0 0 0 4 0 1 0 4 1 1 1 0 0 1 0 2 1 1 | 1 0 1 0 0 3 0 2 1 1 3 1 1 0 0 4 0 3 1 1'
+_lm    = '0 2 | 1 0 | 2 1 | 2 2 | 4 0 | 5 0 | 3 2 | 6 2'
 _ptb   = '0 | 0 0 | 1 1 | 2 1 | 2 0 | 2 0 | 5 1 | 1 0 | 6 1 | 8 1 | 8 1 | 8 1'
 
 published = {
@@ -62,14 +63,17 @@ published = {
     'cifar10-macro-script': Published(MacroSpace(24, ops=MacroSpace.ops[:4]).parse(_script24), 'cifar10_macro_final.sh', dict(width=96, sep='full')),
     'cifar10-micro':        Published(MicroSpace(5).parse(_micro), 'cifar10_micro_final.sh, with the 18 layers that the paper counts', dict(n_layers=18, width=36, aux=True)),
     'cifar10-micro-script': Published(MicroSpace(5).parse(_micro), 'cifar10_micro_final.sh, with its 15 layers', dict(n_layers=15, width=36, aux=True)),
-    'ptb-cell':             Published(RecurrentSpace(12).parse(_ptb), "the paper's Figure 6"),
+    'ptb-cell':             Published(RecurrentSpace(12).parse(_ptb), "the paper's Figure 6, at the width of the released script", dict(width=748)),
+    'enas-lm':              Published(RecurrentSpace(8, ops=('tanh','relu','sigmoid','identity'), tanh_first=True).parse(_lm), "the authors' later cell, enas_lm/README.md", dict(width=800, layout='enas_lm')),
 }
 
 def count_params(arch, # The architecture
-                 n_in=3,   # Channels of the images
-                 n_out=10, # Classes
+                 n_in=None,  # Channels of the images, or words; 3, or 10,000 for a recurrent cell, by default
+                 n_out=None, # Classes, or words; 10, or 10,000, by default
                  **sizes): # Of its final network
     "Parameters of the final network of `arch` and of its auxiliary head, counted from the module, which is built without memory."
+    default = (10_000, 10_000) if isinstance(arch.space, RecurrentSpace) else (3, 10)
+    n_in, n_out = n_in or default[0], n_out or default[1]
     with torch.device('meta'): net = final_net(arch, n_in, n_out, **sizes)
     n, aux = (sum(p.numel() for p in m.parameters()) if m else 0 for m in (net, getattr(net, 'aux', None)))
     return n-aux, aux
@@ -117,7 +121,7 @@ def _small(name, space='macro', controller={}, search={}, final={}):
     once = dict(n_cycles=1, l2=1e-4, lr_max=.1, lr_min=0.)
     p = released[space].override(
         controller=dict(lr=2e-3, betas=(.9,.999), eps=1e-8, tanh_constant=2.5, op_tanh_reduce=1., grad_clip=1., baseline='leave-one-out', skip_weight=0., n_archs=5) | controller,
-        search=dict(bn_eval='batch', same_valid=False, bs=128) | once | search, final=dict(dropout=.1) | once | final)
+        search=dict(bn_eval='batch', same_valid=False, bs=128) | once | search, final=dict(dropout=.1, all_train=False) | once | final)
     return replace(p, name=name)
 
 def _small_macro(name, steps, search, final): # Both networks have the 6 layers of the space
@@ -135,7 +139,7 @@ _full_macro = released['macro'].override(final=dict(n_layers=paper['macro'].fina
 recipes = {o.name: o for o in [
     Recipe('digits-macro', "scikit-learn's 8x8 digits, 6 layers: two minutes on one core", 'digits_dls', dict(bs=64), MacroSpace(6),
            _small_macro('digits-macro', 15, dict(width=12, T_0=16), dict(width=8, T_0=20, dropout=.3, bs=64))),
-    Recipe('digits-micro', "scikit-learn's 8x8 digits, cells of 4 nodes: some five minutes on one core", 'digits_dls', dict(bs=64), MicroSpace(4, **_unbiased),
+    Recipe('digits-micro', "scikit-learn's 8x8 digits, cells of 4 nodes: some two minutes on one core", 'digits_dls', dict(bs=64), MicroSpace(4, **_unbiased),
            _small_micro('digits-micro', 15, 12, dict(width=8, n_layers=3, T_0=24), dict(width=8, n_layers=3, T_0=12, bs=64)), n_children=3, n_random=3),
     Recipe('fashion-macro', 'Fashion-MNIST, 10,000 training images, 6 layers: some 10 minutes on one core', 'fashion_dls', dict(bs=128, n_train=10_000), MacroSpace(6),
            _small_macro('fashion-macro', 20, dict(width=16, T_0=12), dict(width=10, T_0=8, bs=128)), dict(stem_stride=2)),
@@ -160,6 +164,7 @@ def multiply_adds(net,   # A network; on the meta device nothing is computed
 
 def estimate(r:Recipe,             # The recipe
              n_train=45_000,       # Training images
+             n_valid=5_000,        # Validation images, which a preset may train on in the end
              shape=(3,32,32),      # Of one image
              n=5,                  # Random architectures over which is averaged
              rate=1e12):           # Operations a second that are sustained; a multiply-add is two
@@ -172,7 +177,7 @@ def estimate(r:Recipe,             # The recipe
         final = [multiply_adds(final_net(a, shape[0], 10, **f), shape) for a in archs]
     epochs = n_epochs(p.search)
     d = dict(omega=3*epochs*n_train*np.mean(counts), theta=(epochs-k.warmup)*k.steps*k.n_archs*p.search.bs*np.mean(counts),
-             retrain=3*n_epochs(p.final)*n_train*np.mean(final))
+             retrain=3*n_epochs(p.final)*(n_train+n_valid*p.final.all_train)*np.mean(final))
     return d | dict(hours=2*2*sum(d.values())/rate/3600)
 
 # %% ../nbs/15_recipes.ipynb #00000016
@@ -193,8 +198,9 @@ def retrain(r,    # The recipe
             seed, # Of the first weights, and of order and augmentation
             i,    # Number of the training: equal numbers share all randomness, so that two architectures can be compared in pairs
            ):
-    "Train `arch` from scratch: accuracy on all validation and on the test images, and the cost."
+    "Train `arch` from scratch: accuracy on all validation (None if they were trained on, `all_train`) and on the test images, and the cost."
     f, start = r.preset.final, clock(dls.device)
+    if f.all_train: dls = train_on_all(dls)
     torch.manual_seed(int(torch.randint(2**31, (1,), generator=rng(seed, 'retrain', i))))
     dls.train.seed, dls.train.epoch = int(torch.randint(2**31, (1,), generator=rng(seed, 'retrain order', i))), 0
     if f.bs!=dls.train.bs: dls = copy(dls); dls.loaders = [dls.train.new(bs=f.bs), *dls.loaders[1:]]
@@ -202,7 +208,7 @@ def retrain(r,    # The recipe
     with learn.no_bar(), learn.no_logging():
         learn.fit_restarts(f.n_cycles, f.T_0, lr_max=f.lr_max, lr_min=f.lr_min, cycle_mult=f.T_mul)
         cost = clock(dls.device)-start
-        return dict(arch=str(arch), valid=learn.validate()[1], test=learn.validate(dl=open_test(dls))[1], cost=cost,
+        return dict(arch=str(arch), valid=None if f.all_train else learn.validate()[1], test=learn.validate(dl=open_test(dls))[1], cost=cost,
                     params=sum(p.numel() for p in learn.model.parameters()))
 
 # %% ../nbs/15_recipes.ipynb #00000018
@@ -237,13 +243,13 @@ def run_recipe(r:Recipe,   # What to run
         randoms.append(train(f'random {i+1}', a, i+1))
         spent += randoms[-1]['cost']
     cost['children'], cost['random'] = sum(o['cost'] for o in children), spent
-    n_equal = max(1, int((np.cumsum([o['cost'] for o in randoms]) <= budget).sum()))
+    n_equal = 1 if r.preset.final.all_train else max(1, int((np.cumsum([o['cost'] for o in randoms]) <= budget).sum())) # without validation images nothing can be chosen
     return _result(r, seed, dls, arch, cost, budget, policy_shared, uniform_shared, derived, children, randoms, n_equal), history, arch
 
 # %% ../nbs/15_recipes.ipynb #00000019
 def _result(r, seed, dls, arch, cost, budget, policy_shared, uniform_shared, derived, children, randoms, n_equal):
     "Every number of the report."
-    rival = max(randoms[:n_equal], key=lambda o: o['valid'])
+    rival = max(randoms[:n_equal], key=lambda o: o['valid'] or 0.)
     pairs = [c['test']-o['test'] for c,o in zip(children, randoms)]
     sd = lambda o: float(np.std(o, ddof=1)) if len(o)>1 else 0.
     rt = [o['test'] for o in randoms]
@@ -290,11 +296,13 @@ def report(d): # As `run_recipe` returns it
         ('**derived by ENAS**', 1, f"**{d['test_accuracy']:.2%}**", f"{d['params']:,}"),
         ("the policy's children", len(d['child_test_accuracy']), f"{np.mean(d['child_test_accuracy']):.2%} on average", f"{np.mean(d['child_params']):,.0f}"),
         ('random architectures', len(d['random_test_accuracy']), f"{d['random_mean']:.2%} on average, s.d. {d['random_sd']*100:.2f} points", f"{np.mean(d['random_params']):,.0f}"),
-        ('**random search at equal cost**: best of them by validation', rival['n'], f"**{rival['test_accuracy']:.2%}**", f"{d['random_params'][d['random_archs'].index(rival['arch'])]:,}"),
+        ('**random search at equal cost**' + ('' if f.get('all_train') else ': best of them by validation'), rival['n'], f"**{rival['test_accuracy']:.2%}**", f"{d['random_params'][d['random_archs'].index(rival['arch'])]:,}"),
     ], ('retrained from scratch', 'how many', 'test accuracy', 'parameters'))
     costs = _md_table([(a, f'{v:.1f}') for a,v in (
         ('shared weights ω', c['omega']), ('policy θ', c['theta']), (f"deriving, {r['n_derive']} samples", c['derive']), ('retraining the derived architecture', c['retrain']),
         ('**all of ENAS**', d['enas_cost']), ('retraining the random architectures', c['random']), ("retraining the policy's children (for comparison only)", c['children']))], ('part', unit))
+    choice = ('It had the validation images, too, as the paper\'s; so nothing could be chosen by them, and the rival is one random architecture.' if f.get('all_train') else
+              'The random architectures were compared on all validation images.')
     return f"""# {r['name']}: a search with ENAS
 
 {r['about']}. Seed {d['seed']}, {d['images']['train']:,} training, {d['images']['valid']:,} validation and {d['images']['test']:,} test images; {d['n_archs']:.3g} possible architectures.
@@ -323,7 +331,7 @@ The children are other samples of the trained policy. {paired(d)}
 
 {epochs(s)} epochs of the shared weights (width {s['width']}, batches of {r['data_args'].get('bs')}), after each {k['steps']} steps of the policy with {k['n_archs']} architectures on a common batch of
 {s['bs']} validation images. θ saw one half of the validation images (`reward`); deriving and every shared accuracy used the other (`select`).
-Each retraining: {epochs(f)} epochs, width {f['width']}. The random architectures were compared on all validation images. Test images were opened once per retrained network, after its training, and chose nothing.
+Each retraining: {epochs(f)} epochs, width {f['width']}. {choice} Test images were opened once per retrained network, after its training, and chose nothing.
 
 ![Curves of the search](curves.png)
 

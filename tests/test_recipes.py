@@ -66,3 +66,17 @@ def result(p, q, n=1000):
 
 @pytest.mark.parametrize('p,q,words', [(.9, .8, 'beat'), (.8, .9, 'lost to'), (.9, .905, 'could not be told from')])
 def test_the_verdict_follows_the_numbers(p, q, words): assert words in verdict(result(p, q)) and f'{p:.1%} against {q:.1%}' in verdict(result(p, q))
+
+def test_training_on_all_images_leaves_nothing_to_choose_by():
+    from dataclasses import replace
+    from enas_nb.recipes import report, run_recipe
+    from enas_nb.space import MacroSpace
+    r = replace(recipes['digits-macro'].with_epochs(1), space=MacroSpace(2), n_children=1, n_random=2, n_derive=2, n_look=2)
+    r = replace(r, preset=r.preset.override(controller=dict(steps=1), final=dict(all_train=True)))
+    d, history, arch = run_recipe(r, log=lambda o: None)
+    assert d['valid_accuracy'] is None and d['random_valid_accuracy']==[None]*len(d['random_archs'])
+    assert d['equal_cost_rival']['n']==1 and d['equal_cost_rival']['arch']==d['random_archs'][0]
+    assert 'the rival is one random architecture' in report(d) and 'by validation' not in report(d)
+
+def test_who_trains_on_all():
+    assert all(o.preset.final.all_train==o.gpu for o in recipes.values())
