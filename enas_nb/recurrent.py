@@ -114,12 +114,13 @@ class _Family:
 # %% ../nbs/12_recurrent.ipynb #00000015
 class _FamilyBack:
     "The way back through a `_Family`."
-    def __init__(self, f, add):
+    def __init__(self, f, add, dh=None):
         T,B,n,H = f.s.shape
         self.f, self.add, self.wt = f, add, f.w.t() # `add`: the parent's gradient has other parts, too
         d,u,k,da = f.s.new_empty(4, B, n, H)
+        if dh is not None: d = dh[:,None].expand(B, n, H) # all kids are loose ends: nothing but the output's gradient
         self.d, self.u, self.k, self.da = (o.squeeze(1) for o in (d, u, k, da)) # of the states; see above
-        self.kids  = {i: d[:,j] for j,i in enumerate(f.sib.kids)}
+        self.kids  = {i: d[:,j] for j,i in enumerate(f.sib.kids)} if dh is None else {}
         self.parts = [(op, da[:,a:b].flatten(1), f.parts[op]) for op,(a,b) in f.sib.spans.items()]
 
     def step(self, t, p, dp):
@@ -128,9 +129,8 @@ class _FamilyBack:
         if f.n==1 and not self.add: u = torch.mul(self.d, f.gates[t], out=dp)
         else:
             torch.mul(self.d, f.gates[t], out=u)
-            su = u if f.n==1 else u.sum(1)
-            if self.add: dp.add_(su)
-            else: dp.copy_(su)
+            if self.add: dp.add_(u if f.n==1 else u.sum(1))
+            else: torch.sum(u, 1, out=dp)
         torch.sub(self.d, u, out=self.da)
         torch.sub(f.states[t], p if f.n==1 else p.unsqueeze(1), out=self.k)
         torch.mul(self.k, u, out=f.gates[t])
@@ -162,36 +162,38 @@ class _Cell(torch.autograd.Function):
         fams,states = _families(sibs, ws, mask, buf, T if keep else 1, B, H)
         for f in fams: f.prepare()
         out, h = x.new_empty(T, B, H), h0
+        todo = [(f, states[f.sib.parent]) for f in fams[1:]]
         for t,(xt,o) in enumerate(zip(x.unbind(0), out.unbind(0))):
             k = t if keep else 0
             fams[0].step(k, h, xt)
-            for f in fams[1:]: f.step(k, states[f.sib.parent][k])
+            for f,p in todo: f.step(k, p[k])
             o.copy_(states[ends[0]][k])
             for i in ends[1:]: o.add_(states[i][k])
             h = o.div_(len(ends)) if len(ends)>1 else o
         if not keep: _spare[x.dtype, x.device] = buf
-        ctx.save_for_backward(h0, mask, out, *ws)
-        ctx.args = sibs, ends, buf
+        ctx.save_for_backward(h0, mask, out)
+        ctx.args = ends, buf, fams, states
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        (h0,mask,out,*ws), (sibs,ends,buf) = ctx.saved_tensors, ctx.args
-        if buf is None: raise RuntimeError('a second backward pass through the same batch: its states are gone')
-        fams,states = _families(sibs, ws, mask, buf, *out.shape)
-        backs = [_FamilyBack(f, f.sib.parent in ends) for f in fams]
+        if ctx.args is None: raise RuntimeError('a second backward pass through the same batch: its states are gone')
+        (h0,mask,out), (ends,buf,fams,states) = ctx.saved_tensors, ctx.args
+        dh, read = torch.zeros_like(h0), {f.sib.parent for f in fams}
+        backs = [_FamilyBack(f, f.sib.parent in ends, None if f is fams[0] or any(i in read or i not in ends for i in f.sib.kids) else dh) for f in fams]
         grads = {i: d for o in backs for i,d in o.kids.items()}
-        dends, dh = [grads[i] for i in ends], torch.zeros_like(h0)
-        for t in reversed(range(len(out))):
-            dh.add_(grad[t]).div_(len(ends))
+        dends, hs = [grads[i] for i in ends if i in grads], [h0, *out.unbind(0)]
+        todo = [(o.step, states[o.f.sib.parent], grads[o.f.sib.parent]) for o in reversed(backs[1:])]
+        for t,g in reversed(list(enumerate(grad.unbind(0)))):
+            dh.add_(g).div_(len(ends))
             for d in dends: d.copy_(dh)
-            for o in reversed(backs[1:]): o.step(t, states[o.f.sib.parent][t], grads[o.f.sib.parent])
-            backs[0].step(t, out[t-1] if t else h0, dh)
+            for step,p,dp in todo: step(t, p[t], dp)
+            backs[0].step(t, hs[t], dh)
         read = {i: f.s[:,:,k] for f in fams for k,i in enumerate(f.sib.kids)} | {-1: torch.cat([h0[None], out[:-1]])}
         dws = [(read[f.sib.parent] if mask is None else read[f.sib.parent]*mask).flatten(0, 1).t() @ f.pre.flatten(0, 1) for f in fams]
         dx = fams[0].pre.clone()
-        _spare[buf.dtype, buf.device], ctx.args = buf, (sibs, ends, None)
+        _spare[buf.dtype, buf.device], ctx.args = buf, None
         return None, None, None, dx, dh, None, *dws
 
 # %% ../nbs/12_recurrent.ipynb #00000019
