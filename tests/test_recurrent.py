@@ -1,0 +1,85 @@
+"Recurrent networks: devices, precision, the memory, saved searches, and perplexity on Penn Treebank."
+import pytest, torch
+from fastai.data.external import fastai_path
+from fastai.text.models.core import get_language_model
+from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_lm_config
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from enas_nb.presets import released
+from enas_nb.recurrent import RecurrentLM, SharedRecurrentLM, evaluate_ppl
+from enas_nb.reinforce import ppl_reward
+from enas_nb.search import score_batch, search_learner
+from enas_nb.space import RecurrentSpace
+from enas_nb.text import lm_dls, ptb_dls, tokens
+
+space = RecurrentSpace(5)
+a, b = space.archs(space.random(2, seed=3))
+
+def text_dls(n=2000, words=40):
+    g = torch.Generator().manual_seed(0)
+    draw = lambda n: [f'w{i}' for i in torch.randint(words, (n,), generator=g).tolist()]
+    return lm_dls(draw(n), draw(n//2), draw(n//2), bs=4, seq_len=10, device='cpu')
+
+@pytest.mark.parametrize('bn', ['all', 'output', None])
+@pytest.mark.parametrize('train', [True, False])
+def test_no_tensor_is_made_on_another_device(bn, train):
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        with torch.device('cuda'): net = SharedRecurrentLM(space, 50, width=8, bn=bn, hidden_p=.1, input_p=.1, output_p=.1, embed_p=.1, weight_p=.1).train(train)
+        net.arch = a
+        for _ in range(2): logits, raw, dropped = net(torch.randint(50, (3, 7), device='cuda')) # the second goes on
+        assert {o.device.type for o in (logits, raw, dropped, net.hidden[1])} == {'cuda'}
+
+def test_mixed_precision():
+    "The cell takes the type that the word's product has."
+    torch.manual_seed(0)
+    net = RecurrentLM(a, 50, width=16)
+    x = torch.randint(50, (3, 7))
+    exact = net(x)[0]; net.reset()
+    with torch.autocast('cpu', torch.bfloat16): half = net(x)[0]
+    half.float().sum().backward()
+    assert net.ws[0].grad.isfinite().all() and (half.float()-exact).abs().max() < .02
+
+def test_second_backward_is_refused():
+    out = RecurrentLM(a, 50, width=8)(torch.randint(50, (2, 4)))[0].sum()
+    out.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match='second backward pass'): out.backward()
+
+def test_scoring_leaves_the_memory_as_it_was():
+    torch.manual_seed(0)
+    net = SharedRecurrentLM(space, 50, width=8).train()
+    x, y = torch.randint(50, (2, 3, 6))
+    net.arch = a; net(x)
+    hidden = net.hidden
+    first = score_batch(net, [a, b], (x, y), ppl_reward)
+    assert net.hidden is hidden and net.arch is a and net.training
+    assert torch.equal(first.flip(0), score_batch(net, [b, a], (x, y), ppl_reward)) # nothing goes from one to the next
+
+def test_a_text_search_goes_on_from_a_file(tmp_path):
+    dls = text_dls()
+    p = released['recurrent'].override(controller=dict(steps=2, n_archs=3), search=dict(bn=None, bs=4, lr=.1))
+    def fresh(): torch.manual_seed(1); return search_learner(dls, space, preset=p, width=8, seed=2)
+    whole, part, rest = fresh(), fresh(), fresh()
+    torch.manual_seed(5) # dropout
+    with whole.no_bar(), whole.no_logging(): whole.fit(3)
+    torch.manual_seed(5)
+    with part.no_bar(), part.no_logging(): part.fit(2)
+    part.save_search(tmp_path/'s.safetensors')
+    rest.load_search(tmp_path/'s.safetensors')
+    with rest.no_bar(), rest.no_logging(): rest.fit(3, start_epoch=2)
+    for x,y in zip(whole.model.state_dict().values(), rest.model.state_dict().values()): assert torch.equal(x, y)
+    assert whole.recorder.metric_names[3:-1]==['median_ppl', 'reward', 'entropy', 'baseline', 'skipped']
+
+def test_perplexity_of_fastais_own_model():
+    torch.manual_seed(0)
+    net = get_language_model(AWD_LSTM, 60, config=awd_lstm_lm_config | dict(emb_sz=12, n_hid=16, n_layers=2)).eval()
+    text = torch.randint(60, (700,))
+    assert evaluate_ppl(net, text, rows=6, warm=50).ppl == pytest.approx(evaluate_ppl(net, text, rows=1).ppl, rel=1e-3)
+
+def test_perplexity_on_real_text_agrees_with_word_after_word():
+    if not (fastai_path('data')/'ptb'/'ptb.test.txt').is_file(): pytest.skip('Penn Treebank is not on this machine')
+    dls = ptb_dls(bs=8, n_train=20_000, device='cpu')
+    torch.manual_seed(0)
+    net = RecurrentLM(a, 10_000, width=16, init=.3)
+    text = tokens(dls, 'test')[:4000]
+    score = evaluate_ppl(net, text, rows=8)
+    assert score.n==3999 and score.ppl == pytest.approx(evaluate_ppl(net, text, rows=1, seq_len=1).ppl, rel=1e-3)
