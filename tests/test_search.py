@@ -399,7 +399,7 @@ wrong = {
     'n_layers':          (ValueError, 'n_layers',lambda: search_learner(D(), SPACE, n_layers=4)),
     'bn_eval':           (ValueError, 'bn_eval', lambda: search_learner(D(), SPACE, bn_eval='no')),
     'text':              (ValueError, 'image',   lambda: search_learner(text_dls(), SPACE, n_out=10)),
-    'text, no classes':  (ValueError, 'classes', lambda: search_learner(text_dls(), SPACE)),
+    'text, no words':    (ValueError, 'vocab',   lambda: search_learner(text_dls(), SPACE)),
     'no classes':        (ValueError, 'n_out',   lambda: search_learner(unknown_classes(), SPACE)),
     'other space':       (ValueError, 'network', lambda: setattr(search_learner(D(), SPACE, width=4).model, 'arch', MacroSpace(2).parse('0 0 0'))),
     'final argument':    (TypeError,  'widht',   lambda: arch_learner(D(), SPACE.parse('0 0 0 0 0 0'), widht=4)),
