@@ -159,7 +159,7 @@ class Preset:
     def to_dict(self): "Plain JSON-able data."; return asdict(self)
 
 # %% ../nbs/02_presets.ipynb #0000000e
-_not, _ours = 'not stated', 'this library'
+_not = 'not stated'
 _mc, _gc, _cu = 'cifar10_macro_search.sh', 'general_controller.py', 'utils.py'
 _macro_controller = [
     ('hidden',         64,          _not,                     64,         'cifar10/main.py (lstm_size=64)'),

@@ -188,7 +188,7 @@ def _search(r, dls, seed, log):
     learn = search_learner(dls, r.space, preset=r.preset, seed=seed, cbs=GradientClip(5.), **r.sizes)
     learn.logger = lambda row: log(f"  epoch {int(row[0])+1:3}/{n_epochs(s)}  " + '  '.join(f'{n} {v:.3f}' for n,v in zip(learn.recorder.metric_names[1:-1], row[1:-1])))
     start = clock(dls.device)
-    with learn.no_bar(): learn.fit_restarts(s.n_cycles, s.T_0, lr_max=s.lr_max, lr_min=s.lr_min, cycle_mult=s.T_mul)
+    with learn.no_bar(): learn.fit_preset(s)
     spent = clock(dls.device)-start
     return learn, dict(omega=spent-learn.search.theta_seconds, theta=learn.search.theta_seconds)
 
@@ -206,7 +206,7 @@ def retrain(r,    # The recipe
     if f.bs!=dls.train.bs: dls = copy(dls); dls.loaders = [dls.train.new(bs=f.bs), *dls.loaders[1:]]
     learn = arch_learner(dls, arch, preset=r.preset, cbs=GradientClip(5.), **r.final_sizes())
     with learn.no_bar(), learn.no_logging():
-        learn.fit_restarts(f.n_cycles, f.T_0, lr_max=f.lr_max, lr_min=f.lr_min, cycle_mult=f.T_mul)
+        learn.fit_preset(f)
         cost = clock(dls.device)-start
         return dict(arch=str(arch), valid=None if f.all_train else learn.validate()[1], test=learn.validate(dl=open_test(dls))[1], cost=cost,
                     params=sum(p.numel() for p in learn.model.parameters()))

@@ -9,7 +9,7 @@ __all__ = ['tokenize', 'read_tokens', 'Words', 'StreamDL', 'StreamDataLoaders', 
            'file_dls']
 
 # %% ../nbs/05_text.ipynb #00000004
-import ast,gc,hashlib,os,re,warnings
+import ast,gc,hashlib,re,warnings
 from collections import Counter
 from functools import partial
 from importlib.metadata import version
@@ -26,6 +26,7 @@ from fastai.text.data import LMDataLoader,LMTensorText,Numericalize,TensorText
 from fastai.torch_core import TitledStr,default_device,display_df
 
 from . import __version__
+from .space import write_file
 from .data import rng
 
 # %% ../nbs/05_text.ipynb #00000008
@@ -270,11 +271,10 @@ def _doc_sentences():
     key   = ' '.join([__version__, *map(version, _packages.values())])
     cache = fastai_path('data')/'docstrings'/f'{hashlib.sha256(key.encode()).hexdigest()[:12]}.txt'
     if cache.exists(): return [tuple(o.split('\t')) for o in cache.read_text(encoding='utf-8').splitlines()]
-    res,tmp = _read_docs(),cache.with_suffix(f'.{os.getpid()}.tmp')
+    res = _read_docs()
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        tmp.write_text(''.join(f'{at}\t{s}\n' for at,s in res), encoding='utf-8')
-        os.replace(tmp, cache)
+        write_file(cache, ''.join(f'{at}\t{s}\n' for at,s in res))
     except OSError: pass   # a data folder that cannot be written: read the sources again next time
     return res
 
