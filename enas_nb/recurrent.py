@@ -82,17 +82,17 @@ def _act_back(op, d, a):
     else:               a.copy_(d)
 
 class _Family:
-    "Siblings at work: products, gates and states of every time step are views into `buf`."
-    def __init__(self, sib, w, mask, buf, T, B, H):
-        n = len(sib.kids); k = T*B*n*H
-        self.sib, self.n, self.w, self.mask = sib, n, w, mask
-        self.pre, self.s = buf[:2*k].view(T, B, 2*n*H), buf[2*k:].view(T, B, n, H)
-        act,gate = (o.view(T, B, n, H) for o in self.pre.chunk(2, 2))
+    "Siblings at work: views of every time step's products and gates into `pre`, [T, B, 2nH], of its states into `s`, [T, B, n, H]."
+    def __init__(self, sib, w, mask, pre, s):
+        T,B,n,H = s.shape
+        self.sib, self.n, self.w, self.mask, self.pre, self.s = sib, n, w, mask, pre, s
+        act,gate = (o.view(T, B, n, H) for o in pre.chunk(2, 2))
         smooth = next((a for op,(a,_) in sib.spans.items() if op in ('tanh','sigmoid')), n)
         steps = lambda o: o.squeeze(2).unbind(0) # [B, n, H] each, or [B, H]
-        self.pres, self.states, self.acts, self.gates = self.pre.unbind(0), steps(self.s), steps(act), steps(gate)
-        self.smooth = self.pre[..., smooth*H:].unbind(0)
-        self.parts  = {op: act[:,:,a:b].flatten(2).unbind(0) for op,(a,b) in sib.spans.items()}
+        self.pres, self.states, self.acts, self.gates = pre.unbind(0), steps(s), steps(act), steps(gate)
+        self.smooth = pre[..., smooth*H:].unbind(0) if smooth else self.pres
+        self.parts  = {op: act[:,:,a:b].flatten(2).unbind(0) if n>1 else self.acts for op,(a,b) in sib.spans.items()}
+        self.kids   = {i: s[:,:,k].unbind(0) if n>1 else self.states for k,i in enumerate(sib.kids)}
 
     def prepare(self):
         "Scale the matrices, so that one sigmoid gives tanh (of twice its product) and 1-gate (of minus its product)."
@@ -116,7 +116,7 @@ class _FamilyBack:
     "The way back through a `_Family`."
     def __init__(self, f, add, dh=None):
         T,B,n,H = f.s.shape
-        self.f, self.add, self.wt = f, add, f.w.t() # `add`: the parent's gradient has other parts, too
+        self.f, self.add, self.wt = f, add, f.w.t().contiguous() # `add`: the parent's gradient has other parts, too
         d,u,k,da = f.s.new_empty(4, B, n, H)
         if dh is not None: d = dh[:,None].expand(B, n, H) # all kids are loose ends: nothing but the output's gradient
         self.d, self.u, self.k, self.da = (o.squeeze(1) for o in (d, u, k, da)) # of the states; see above
@@ -146,19 +146,22 @@ def _buffer(like, n):
     return buf if buf is not None and len(buf)>=n else like.new_empty(n)
 
 def _families(sibs, ws, mask, buf, T, B, H):
-    "The siblings' parts of `buf`, and each node's states."
+    "The siblings with their parts of `buf`, and each node's states."
     fams, at = [], 0
     for o,w in zip(sibs, ws):
-        n = 3*T*B*len(o.kids)*H
-        fams.append(_Family(o, w, mask, buf[at:at+n], T, B, H)); at += n
-    return fams, {i: f.s[:,:,k].unbind(0) for f in fams for k,i in enumerate(f.sib.kids)}
+        n = len(o.kids); k = T*B*n*H
+        s, at = buf[at:at+k], at+k
+        if fams: pre, at = buf[at:at+2*k], at+2*k
+        else: pre = buf.new_empty(2*k) # becomes the gradient of the words' products, so no part of `buf`
+        fams.append(_Family(o, w, mask, pre.view(T, B, 2*n*H), s.view(T, B, n, H)))
+    return fams, {i: s for f in fams for i,s in f.kids.items()}
 
 class _Cell(torch.autograd.Function):
     "`cell_loop` with a backward pass by hand."
     @staticmethod
     def forward(ctx, sibs, ends, keep, x, h0, mask, *ws):
         T,B,H = len(x), *h0.shape
-        buf = _buffer(x, 3*(T if keep else 1)*B*sum(len(o.kids) for o in sibs)*H)
+        buf = _buffer(x, (T if keep else 1)*B*H*(3*sum(len(o.kids) for o in sibs) - 2*len(sibs[0].kids)))
         fams,states = _families(sibs, ws, mask, buf, T if keep else 1, B, H)
         for f in fams: f.prepare()
         out, h = x.new_empty(T, B, H), h0
@@ -192,9 +195,8 @@ class _Cell(torch.autograd.Function):
             backs[0].step(t, hs[t], dh)
         read = {i: f.s[:,:,k] for f in fams for k,i in enumerate(f.sib.kids)} | {-1: torch.cat([h0[None], out[:-1]])}
         dws = [(read[f.sib.parent] if mask is None else read[f.sib.parent]*mask).flatten(0, 1).t() @ f.pre.flatten(0, 1) for f in fams]
-        dx = fams[0].pre.clone()
         _spare[buf.dtype, buf.device], ctx.args = buf, None
-        return None, None, None, dx, dh, None, *dws
+        return None, None, None, fams[0].pre, dh, None, *dws
 
 # %% ../nbs/12_recurrent.ipynb #00000019
 def cell_fused(nodes, # `RNNode`s, of N nodes
@@ -342,6 +344,7 @@ class TextScore(NamedTuple):
     ppl: float  # perplexity
     loss: float # mean of -log p, in nats
     n: int      # words counted: all but the first of the text
+    parts: list # mean loss of each row's words; a comparison on the same rows has its standard error from them
 
 @torch.no_grad()
 def evaluate_ppl(model,   # A language model that returns logits first and has `reset()`: ours, or one of fastai's
@@ -360,14 +363,15 @@ def evaluate_ppl(model,   # A language model that returns logits first and has `
     at = torch.arange(rows, device=device)[:,None]*length + torch.arange(length+warm+1, device=device)
     counts = (at[:,1:]<n) & ((torch.arange(length+warm, device=device)>=warm) | (at[:,:1]==0))
     text = tokens.to(device)[at.clamp(max=n-1)]
-    total = torch.zeros((), dtype=torch.float64, device=device)
+    total = torch.zeros(rows, dtype=torch.float64, device=device)
     model.eval(); model.reset()
     try:
         for x,y,c in zip(text[:,:-1].split(seq_len, 1), text[:,1:].split(seq_len, 1), counts.split(seq_len, 1)):
-            total += (F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten(), reduction='none')*c.flatten()).double().sum()
+            total += (F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten(), reduction='none').view_as(c)*c).double().sum(1)
     finally: model.reset(); model.train(training)
-    loss = total.item()/(n-1)
-    return TextScore(math.exp(min(loss, 700.)), loss, n-1)
+    words = counts.sum(1)
+    loss, parts = total.sum().item()/(n-1), (total/words)[words>0].tolist() # the last rows may be empty
+    return TextScore(math.exp(min(loss, 700.)), loss, n-1, parts)
 
 # %% ../nbs/12_recurrent.ipynb #00000036
 def _words(n_in, n_out):
