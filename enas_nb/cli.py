@@ -28,11 +28,12 @@ class _Parser(argparse.ArgumentParser):
     "A parser whose errors are one line."
     def error(self, message): self.exit(2, f'{self.prog}: error: {message}; see {self.prog} --help\n')
 
-def infer_space(name,  # `'macro'`, `'micro'` or `'recurrent'`
+def infer_space(name,  # `'macro'`, `'micro'`, `'recurrent'` or `'enas_lm'`
                 n):    # Number of integers; `ValueError` if no size of the space has so many
     "The space, with all its ops, whose architectures have `n` integers."
     from enas_nb.space import MacroSpace, MicroSpace, RecurrentSpace
-    cls = dict(macro=MacroSpace, micro=MicroSpace, recurrent=RecurrentSpace)[name]
+    lm  = lambda n: RecurrentSpace(n, ops=('tanh','relu','sigmoid','identity'), tanh_first=True)
+    cls = dict(macro=MacroSpace, micro=MicroSpace, recurrent=RecurrentSpace, enas_lm=lm)[name]
     length = lambda k: cls(k).length
     k = next(k for k in range(1, n+2) if length(k)>=n)
     if length(k)!=n:
@@ -49,14 +50,14 @@ def _find(text, space):
     if Path(text).is_file(): return load_arch(text), {}, text
     if text.lstrip().startswith('Genotype('): return from_genotype(text), {}, 'given as a DARTS genotype'
     if re.fullmatch(r'[\d\s,|\[\]()]+', text):
-        if not space: raise ValueError('integers need to know their space: add --space macro, --space micro or --space recurrent')
-        return infer_space(space, len(re.findall(r'\d+', text))).parse(text), {}, 'given as integers'
+        if not space: raise ValueError('integers need to know their space: add --space macro, --space micro, --space recurrent or --space enas_lm')
+        return infer_space(space, len(re.findall(r'\d+', text))).parse(text), dict(layout=space) if space=='enas_lm' else {}, 'given as integers'
     raise ValueError(f"{text!r} is no file, no integers, and no published name, which are {', '.join(published)}")
 
 def _show(argv):
     p = _Parser(prog='enas-show', description='Print an architecture, and draw it.')
     p.add_argument('arch', help='a published name, a JSON file, or in quotes its integers or a DARTS genotype')
-    p.add_argument('--space', choices=('macro','micro','recurrent'), help='the space of an integer string')
+    p.add_argument('--space', choices=('macro','micro','recurrent','enas_lm'), help='the space of an integer string')
     p.add_argument('--svg', metavar='FILE', help='draw it to this file')
     p.add_argument('--json', action='store_true', help='print JSON: params, aux_params, encoding, n_archs')
     a = p.parse_args(argv)

@@ -378,7 +378,7 @@ def _repr_svg_(self:SearchSpace): return draw(self).svg
 # %% ../nbs/01_draw.ipynb #00000046
 _panels = {'loss'      : ('train_loss', 'valid_loss'),
            'accuracy'  : ('accuracy', 'reward', 'baseline', 'policy_accuracy', 'uniform_accuracy'),
-           'perplexity': ('perplexity',),
+           'perplexity': ('perplexity', 'median_ppl'),
            'entropy'   : ('entropy',)}
 _hues = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00')
 
@@ -392,10 +392,12 @@ def plot_history(history, # A pandas `DataFrame` or a dict of lists, a value per
     if not panels: raise ValueError(f"history has none of {', '.join(c for v in _panels.values() for c in v)}")
     fig,axs = plt.subplots(1, len(panels), figsize=figsize or (3.2*len(panels), 2.5), squeeze=False, layout='constrained')
     for ax,(title,cols) in zip(axs[0], panels.items()):
-        for i,c in enumerate(cols):
-            v = np.array([np.nan if o is None else float(o) for o in history[c]])
+        curves = {c: np.array([np.nan if o is None else float(o) for o in history[c]]) for c in cols}
+        seen = np.concatenate(list(curves.values())); seen = seen[np.isfinite(seen)]
+        if title in ('loss', 'perplexity') and len(seen) and 0 < seen.min() < seen.max()/100: ax.set_yscale('log')
+        for i,(c,v) in enumerate(curves.items()):
             ax.plot(history['epoch'] if 'epoch' in history else range(len(v)), v, color=_hues[i], marker='o' if len(v)<25 else None, ms=3, label=c)
-        ax.set_title(title, fontsize=10); ax.set_xlabel('epoch', fontsize=9); ax.tick_params(labelsize=8)
+        ax.set_title('reward' if title=='accuracy' and not any('accuracy' in c for c in cols) else title, fontsize=10); ax.set_xlabel('epoch', fontsize=9); ax.tick_params(labelsize=8)
         ax.grid(alpha=.25); ax.spines[['top','right']].set_visible(False)
         if len(cols)>1: ax.legend(frameon=False, fontsize=8)
     plt.close(fig) # a notebook shows what a cell returns; else there would be two of it

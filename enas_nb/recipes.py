@@ -166,8 +166,8 @@ def _small_micro(name, steps, warmup, search, final): # No auxiliary head: the i
     return _small_image(name, 'micro', dict(steps=steps, warmup=warmup), none | search, none | dict(drop_path=0.) | final)
 
 def _small_text(name, steps, search, final): # A matrix per pair of nodes, Adam, little dropout: there are few steps
-    both = dict(layout='paper', opt='adam', sched='one-cycle', lr=1e-2, time_sum=False, l2=0., init=.15, bs=20, clip=.25, embed_p=0., input_p=.1, hidden_p=0., output_p=.1, beta=0.)
-    return _small(name, 'recurrent', dict(steps=steps, warmup=1), both | dict(bn=None, bn_eval=None, carry=False) | search, both | final)
+    both = dict(layout='paper', opt='adam', sched='one-cycle', time_sum=False, l2=0., init=.15, bs=20, clip=.25, embed_p=0., input_p=.1, hidden_p=0., output_p=.1, beta=0.)
+    return _small(name, 'recurrent', dict(steps=steps, warmup=1), both | dict(bn=None, bn_eval=None, carry=False, lr=1e-2) | search, both | dict(lr=2e-2) | final)
 
 # %% ../nbs/15_recipes.ipynb #00000011
 _unbiased = dict(sep_bias=0., sep_prior=0.)
@@ -190,10 +190,10 @@ recipes = {o.name: o for o in [
     Recipe('cifar10-micro-cutout', 'the same with CutOut', 'cifar10_dls', dict(bs=160), MicroSpace(5), _full_micro.override(final=dict(cutout=16)), n_children=3, gpu=True),
     Recipe('cifar10-macro', "CIFAR-10 at the paper's size, 12 layers", 'cifar10_dls', dict(bs=128), MacroSpace(12), _full_macro, n_children=3, gpu=True),
     Recipe('cifar10-macro-wide', 'the same, 128 channels in the end', 'cifar10_dls', dict(bs=128), MacroSpace(12), _full_macro.override(final=dict(width=128)), n_children=3, gpu=True),
-    Recipe('text-small', 'The prose of installed docstrings, 2,000 words, cells of 8 nodes: some 6 minutes on one core', 'docs_dls', dict(bs=20), RecurrentSpace(8),
-           _small_text('text-small', 20, dict(width=64, epochs=6), dict(width=100, epochs=2)), n_derive=10, n_look=12, n_children=3, n_random=3),
-    Recipe('ptb-small', 'Penn Treebank, 300,000 training words, cells of 8 nodes: some 45 minutes on one core', 'ptb_dls', dict(bs=20, n_train=300_000), RecurrentSpace(8),
-           _small_text('ptb-small', 20, dict(width=64, epochs=8), dict(width=100, epochs=3)), n_derive=10, n_look=12, n_children=3, n_random=3),
+    Recipe('text-small', 'The prose of installed docstrings, 150,000 words, 2,000 different ones, cells of 8 nodes: some 5 minutes on one core', 'docs_dls', dict(bs=20, n_train=150_000), RecurrentSpace(8),
+           _small_text('text-small', 20, dict(width=64, epochs=6), dict(width=64, epochs=2)), n_derive=10, n_look=12, n_children=3, n_random=3),
+    Recipe('ptb-small', 'Penn Treebank, 400,000 training words, cells of 8 nodes: some 40 minutes on one core', 'ptb_dls', dict(bs=20, n_train=400_000), RecurrentSpace(8),
+           _small_text('ptb-small', 30, dict(width=64, epochs=6), dict(width=100, epochs=2)), n_derive=10, n_look=12, n_children=3, n_random=3),
     Recipe('ptb', "Penn Treebank at the paper's size, cells of 12 nodes", 'ptb_dls', dict(bs=20), RecurrentSpace(12), released['recurrent'], n_children=2, n_random=2, gpu=True),
     Recipe('ptb-lm', "the same with the authors' later cell and numbers (enas_lm)", 'ptb_dls', dict(bs=128), published['enas-lm'].arch.space, enas_lm['recurrent'], n_children=2, n_random=2, gpu=True),
 ]}
@@ -358,6 +358,7 @@ def _result(r, seed, dls, sizes, arch, cost, budget, shared, derived, children, 
         versions={o: version(o) for o in ('enas_nb','torch','fastai')}, **{m.items: sizes}, n_archs=r.space.size,
         arch=str(arch), derive_scores=[s for _,s in arch.scores], **{f'{k}_shared_{m.name}': v for k,v in shared.items()},
         **_tested(m, derived), **{f'child_test_{m.name}': [o['test'] for o in children]}, child_params=[o['params'] for o in children],
+        child_archs=[o['arch'] for o in children],
         **{f'random_test_{m.name}': rt, f'random_valid_{m.name}': [o['valid'] for o in randoms]}, random_params=[o['params'] for o in randoms],
         random_archs=[o['arch'] for o in randoms],
         random_mean=float(np.mean(rt)), random_sd=sd(rt), paired_difference=dict(mean=float(np.mean(pairs)), se=sd(pairs)/len(pairs)**.5, n=len(pairs)),
