@@ -21,7 +21,7 @@ test: $(DEV)
 # Links of a notebook are relative to nbs/, those of README.md are not.
 readme: $(DEV)
 	$(BIN)/jupyter nbconvert --to markdown --stdout --RegexRemovePreprocessor.patterns='^#\|\s*hide' nbs/index.ipynb > $(VENV)/readme.md
-	sed -E 's#\]\(([a-z0-9_/]+\.ipynb)#](nbs/\1#g' $(VENV)/readme.md > README.md
+	sed -E 's#\]\(([a-z0-9_/-]+\.(ipynb|svg))#](nbs/\1#g' $(VENV)/readme.md > README.md
 
 dev: $(DEV)
 

@@ -235,7 +235,7 @@ def _search(r, dls, seed, log):
     s = r.preset.search
     torch.manual_seed(seed)
     learn = search_learner(dls, r.space, preset=r.preset, seed=seed, cbs=_clip(r), **r.sizes)
-    learn.logger = lambda row: log(f"  epoch {int(row[0])+1:3}/{n_epochs(s)}  " + '  '.join(f'{n} {v:.3f}' for n,v in zip(learn.recorder.metric_names[1:-1], row[1:-1])))
+    learn.logger = lambda row: log(f"  epoch {int(row[0])+1:3}/{n_epochs(s)}  " + '  '.join(f'{n} {v:.3f}' if not abs(v)>=1e5 else f'{n} {v:.1e}' for n,v in zip(learn.recorder.metric_names[1:-1], row[1:-1])))
     start = clock(dls.device)
     with learn.no_bar(): learn.fit_preset(s)
     spent = clock(dls.device)-start

@@ -11,7 +11,7 @@ def test_readme_is_the_index_notebook():
     exporter = nbconvert.MarkdownExporter()
     exporter.register_preprocessor(nbconvert.preprocessors.RegexRemovePreprocessor(patterns=[r'^#\|\s*hide']), enabled=True)
     md,_ = exporter.from_filename(str(ROOT/'nbs/index.ipynb'))
-    want = re.sub(r'\]\(([a-z0-9_/]+\.ipynb)', r'](nbs/\1', md)
+    want = re.sub(r'\]\(([a-z0-9_/-]+\.(ipynb|svg))', r'](nbs/\1', md)
     assert (ROOT/'README.md').read_text(encoding='utf-8').strip() == want.strip(), 'README.md is out of date: run `make readme`'
 
 def test_readme_links_lead_somewhere():
