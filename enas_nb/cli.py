@@ -98,6 +98,7 @@ def _search(argv):
     p.add_argument('--out', metavar='FOLDER', help='where to write, a new or empty folder; runs/RECIPE-seedN by default')
     p.add_argument('--epochs', type=int, metavar='N', help="epochs of the search and of each retraining; the recipe's own by default")
     p.add_argument('--seed', type=int, default=0, metavar='N', help='of everything random; 0 by default')
+    p.add_argument('--text', metavar='PATH', help="a text file of your own, or a folder of them, for a recipe of text")
     p.add_argument('--device', help="cpu, cuda, ...; fastai's choice by default")
     a = p.parse_args(argv)
     from enas_nb.recipes import estimate, new_folder, recipes, run_recipe, verdict, write_run
@@ -106,6 +107,7 @@ def _search(argv):
     if a.seed<0: raise ValueError(f'seed is {a.seed}, allowed is 0 or more')
     if a.device: _check_device(a.device)
     r = recipes[a.recipe] if a.epochs is None else recipes[a.recipe].with_epochs(a.epochs)
+    if a.text: r = r.on_text(a.text)
     if r.gpu and not a.device:
         import torch
         if not torch.cuda.is_available():

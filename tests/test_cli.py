@@ -97,6 +97,9 @@ search = {
     'epochs type':  (['--epochs','1.5'], ['1.5']),
     'device':       (['--device','gpu9'], ['gpu9']),
     'option':       (['--colour'], ['--colour']),
+    'text, images': (['digits-macro', '--text','full/a'], ['digits-macro','images']),
+    'no text':      (['text-small', '--text','book.txt'], ['book.txt']),
+    'empty text':   (['text-small', '--text','full/a'], ['full/a','no words']),
     'out':          (['--out','full'], ['full']),
     'out is a file':(['--out','full/a'], ['full/a']),
 }
@@ -115,7 +118,7 @@ def test_no_such_device(capfd, folder):
     assert status==2 and list(folder.iterdir())==[]
     is_one_line(err, 'enas-search', 'cuda')
 
-@pytest.mark.parametrize('recipe', ['fashion-macro', 'cifar10-macro-small'])
+@pytest.mark.parametrize('recipe', ['fashion-macro', 'cifar10-macro-small', 'ptb-small'])
 @pytest.mark.parametrize('kind', ['nothing', 'empty folder'])
 def test_no_data(recipe, kind, capfd, folder, tmp_path, monkeypatch, request):
     "Neither data nor a network: no download is tried for long, none succeeds."
@@ -128,7 +131,7 @@ def test_no_data(recipe, kind, capfd, folder, tmp_path, monkeypatch, request):
     fastai_cfg.cache_clear(); request.addfinalizer(fastai_cfg.cache_clear) # fastai remembers its folders
     monkeypatch.setattr(data, '_debian', tmp_path/'debian')
     if kind=='empty folder':
-        for o in ('cifar10','FashionMNIST/raw'): (tmp_path/'home/data'/o).mkdir(parents=True)
+        for o in ('cifar10','FashionMNIST/raw','ptb'): (tmp_path/'home/data'/o).mkdir(parents=True)
     status, out, err = inside(enas_search, capfd, recipe)
     assert status==2
     is_one_line(err, 'enas-search', str(tmp_path/'home'))
@@ -216,6 +219,22 @@ def test_a_run_of_the_installed_script(folder):
     res, h = well_formed(folder/'deep/run')
     assert len(h)==1 and len(res['random_test_accuracy'])>=3
     assert [o.name for o in (folder/'deep').iterdir()]==['run']
+
+def test_a_text_of_ones_own(capfd, folder, monkeypatch):
+    r = recipes['text-small']
+    r = replace(r, name='tiny-text', space=RecurrentSpace(2), n_derive=2, n_look=2, n_children=2, n_random=2, data_args=dict(bs=8, max_vocab=60),
+                preset=r.preset.override(controller=dict(steps=1, n_archs=2, warmup=0), search=dict(width=4, epochs=1), final=dict(width=6, epochs=1)))
+    monkeypatch.setitem(recipes, 'tiny-text', r)
+    words = torch.randint(60, (6000,), generator=torch.Generator().manual_seed(0)).tolist()
+    Path('book.txt').write_text(' '.join(f'w{chr(97+o%26)}' + ('.' if o<5 else '') for o in words))
+    status, out, err = inside(enas_search, capfd, 'tiny-text', '--text', 'book.txt', '--device', 'cpu')
+    assert status==0 and err=='', err
+    run = Path('runs/tiny-text-seed0')
+    d, report = json.loads((run/'result.json').read_text()), (run/'report.md').read_text()
+    assert d['recipe']['data_args']==dict(path='book.txt', bs=8, max_vocab=60) and sum(d['words'].values())>=6000
+    assert 'The text book.txt' in report and 'nan' not in report and f"{d['test_perplexity']:.1f}" in report
+    for o in run.glob('*.png'): Image.open(o).verify()
+    assert len(pd.read_csv(run/'history.csv'))==1
 
 def test_list(capfd, folder):
     status, out, err = inside(enas_search, capfd, '--list')
