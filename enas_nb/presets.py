@@ -110,7 +110,7 @@ class TextSearchPreset:
 class TextFinalPreset:
     "One recurrent cell, trained from scratch."
     width: int             # of a word's embedding and of the hidden state
-    layout: str            # `'enas_lm'` averages all nodes and starts with a tanh node of its own, the others average those that no node uses
+    layout: str            # `'enas_lm'` averages all nodes but the first, the others those that no node uses
     init: float            # every weight starts uniform in ±`init`
     bs: int                # rows of a batch
     bptt: int              # words of a window, through which gradients flow

@@ -91,14 +91,18 @@ class Measure(NamedTuple):
     "What networks are compared by."
     name: str  # As it stands in a result
     items: str # What is counted
-    unit: str  # Of a hundred times a gain
     show: str  # A format for one of its numbers
+    unit: str  # Of a gain
+    scale: int # What a gain is multiplied by for that unit
+    digits: int # Of a gain
     gain: Callable # How much better the first of two is
     best: Callable # Of several
 
 measures = {o.name: o for o in (
-    Measure('accuracy',   'images', 'points', '{:.2%}', lambda a, b: a-b, max),
-    Measure('perplexity', 'words',  '%',      '{:.1f}', lambda a, b: math.log(b/a), min))}
+    Measure('accuracy',   'images', '{:.2%}', 'points', 100, 1, lambda a, b: a-b, max),
+    Measure('perplexity', 'words',  '{:.1f}', 'nats a word', 1, 3, lambda a, b: math.log(b/a), min))}
+
+def _told(values): return [o for o in values if o is not None] # without those that diverged
 
 # %% ../nbs/15_recipes.ipynb #0000000e
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ class Recipe:
         "The same recipe for another text."
         if not self.text: raise ValueError(f'{self.name} is about images, allowed is a recipe of text')
         kept = {k: v for k,v in self.data_args.items() if k in ('bs', 'max_vocab')}
-        return replace(self, about=f'The text {Path(path).name}', data='file_dls', data_args=dict(path=str(path)) | kept)
+        return replace(self, name=f'{self.name}-{Path(path).stem}', about=f'The text {Path(path).name}', data='file_dls', data_args=dict(path=str(path)) | kept)
 
     def dls(self, seed, device): # Of the split, where the data leave one to be made; a `torch.device`
         "Its `DataLoaders`."
@@ -264,7 +268,8 @@ def _train(r, learn, dls, f):
         cost, params = clock(dls.device)-start, sum(p.numel() for p in learn.model.parameters())
         if not r.text: return dict(valid=None if f.all_train else learn.validate()[1], test=learn.validate(dl=open_test(dls))[1], cost=cost, params=params)
         valid, test = (evaluate_ppl(learn.model, tokens(dls, o)) for o in ('valid', 'test'))
-        return dict(valid=valid.ppl, test=test.ppl, parts=test.parts, cost=cost, params=params)
+        ppl = lambda o: o.ppl if o.loss < 50 else None # a guess by chance costs 9 nats, so that is an explosion, as NaN is
+        return dict(valid=ppl(valid), test=ppl(test), parts=test.parts if ppl(test) else None, cost=cost, params=params)
 
 def retrain(r,    # The recipe
             dls,  # Its `DataLoaders`
@@ -302,9 +307,11 @@ def _sizes(r, dls):
     if r.text: return {o: len(tokens(dls, o)) for o in ('train', 'valid', 'test')}
     return dict(train=len(dls.train.dataset), valid=len(dls.valid.dataset), test=len(open_test(dls).dataset))
 
+def _show(m, v): return 'none, it diverged' if v is None else m.show.format(v)
+
 def _line(r, name, o):
     "A line of the log."
-    return f"  {name:12} test {r.measure.name} {r.measure.show.format(o['test'])}  {o['params']:7,} parameters  {o['cost']:5.1f} s"
+    return f"  {name:12} test {r.measure.name} {_show(r.measure, o['test'])}  {o['params']:7,} parameters  {o['cost']:5.1f} s"
 
 def _shared(r, learn, archs):
     "Mean accuracy, or median perplexity, of architectures with the shared weights."
@@ -354,9 +361,9 @@ def _result(r, seed, dls, sizes, arch, cost, budget, shared, derived, children, 
     m = r.measure
     choice = not getattr(r.preset.final, 'all_train', False) # without validation images nothing can be chosen
     n_equal = max(1, int((np.cumsum([o['cost'] for o in randoms]) <= budget).sum())) if choice else 1
-    rival = m.best(randoms[:n_equal], key=lambda o: o['valid']) if choice else randoms[0]
-    pairs = [m.gain(c['test'], o['test']) for c,o in zip(children, randoms)]
-    sd = lambda o: float(np.std(o, ddof=1)) if len(o)>1 else 0.
+    rival = m.best([o for o in randoms[:n_equal] if o['valid'] is not None] or randoms[:1], key=lambda o: o['valid']) if choice else randoms[0]
+    pairs = [m.gain(c['test'], o['test']) for c,o in zip(children, randoms) if None not in (c['test'], o['test'])]
+    mean, sd = lambda o: float(np.mean(o)) if o else None, lambda o: float(np.std(o, ddof=1)) if len(o)>1 else 0.
     rt = [o['test'] for o in randoms]
     if lstms: cost['lstm'], cost['lstm_longer'] = (o['cost'] for o in lstms)
     return dict(
@@ -367,7 +374,7 @@ def _result(r, seed, dls, sizes, arch, cost, budget, shared, derived, children, 
         child_archs=[o['arch'] for o in children],
         **{f'random_test_{m.name}': rt, f'random_valid_{m.name}': [o['valid'] for o in randoms]}, random_params=[o['params'] for o in randoms],
         random_archs=[o['arch'] for o in randoms],
-        random_mean=float(np.mean(rt)), random_sd=sd(rt), paired_difference=dict(mean=float(np.mean(pairs)), se=sd(pairs)/len(pairs)**.5, n=len(pairs)),
+        random_mean=mean(_told(rt)), random_sd=sd(_told(rt)), paired_difference=dict(mean=mean(pairs), se=sd(pairs)/max(1, len(pairs))**.5, n=len(pairs)),
         equal_cost_rival=dict(n=n_equal, arch=rival['arch']) | _tested(m, rival), **dict(lstms=[_tested(m, o) for o in lstms]) if lstms else {},
         cost={k: round(v, 2) for k,v in cost.items()}, enas_cost=round(budget, 2))
 
@@ -377,36 +384,42 @@ def _measure(d):
     return next(o for o in measures.values() if f'test_{o.name}' in d)
 
 def _compare(m, a, b, n):
-    "The gain of one result over another in hundredths, its standard error from `n` test data alone, and a verb."
+    "The gain of one result over another, its standard error from `n` test data alone, and a verb."
     p, q = (o[f'test_{m.name}'] for o in (a, b))
+    if None in (p, q): return math.nan, math.nan, 'lost to' if p is None else 'beat'
     if 'parts' in a: se = np.std(np.subtract(a['parts'], b['parts']), ddof=1)/len(a['parts'])**.5
     else:            se = (p*(1-p)/n + q*(1-q)/n)**.5
     gain = m.gain(p, q)
-    return 100*gain, 100*se, 'could not be told from' if abs(gain) < 2*se else 'beat' if gain>0 else 'lost to'
+    return m.scale*gain, m.scale*se, 'could not be told from' if abs(gain) < 2*se else 'beat' if gain>0 else 'lost to'
+
+def _short(m, v): return f'{v:.1%}' if m.items=='images' else _show(m, v)
+def _gain(m, gain, se): return 'where one diverged' if math.isnan(gain) else f'a gain of {gain:+.3f} ± {se:.3f} {m.unit}'
 
 def verdict(d): # As `run_recipe` returns it
     "What a result shows, and what it does not, in plain words."
-    m, rival, shared = _measure(d), d['equal_cost_rival'], [d[f'{o}_shared_{_measure(d).name}'] for o in ('policy', 'uniform')]
-    n, show = d[m.items]['test'], lambda v: m.show.format(v) if m.unit=='%' else f'{v:.1%}'
-    value = lambda o: show(o[f'test_{m.name}'])
+    m, rival = _measure(d), d['equal_cost_rival']
+    value, policy, uniform = lambda o: _short(m, o[f'test_{m.name}']), *(_short(m, d[f'{o}_shared_{m.name}']) for o in ('policy', 'uniform'))
+    n = d[m.items]['test']
     gain, se, won = _compare(m, d, rival, n)
-    apart = f'a difference whose standard error is {se:.1f} points from the number of images alone' if m.unit=='points' else f'a gain of {gain:+.1f} ± {se:.1f} %, the standard error coming from the words alone'
+    apart = f'a difference whose standard error is {se:.1f} points from the number of images alone' if m.items=='images' else f'{_gain(m, gain, se)}, the standard error coming from the words alone'
     lstm = ''
     if 'lstms' in d:
-        best = min(d['lstms'], key=lambda o: o[f'valid_{m.name}'])
+        best = m.best(d['lstms'], key=lambda o: o[f'valid_{m.name}'] or math.inf)
         gain, se, verb = _compare(m, d, best, n)
-        lstm = f" It {verb} an LSTM with as many parameters at equal cost, which has {value(best)} ({gain:+.1f} ± {se:.1f} %)."
+        lstm = f" It {verb} an LSTM with as many parameters and at most its cost, the better of two by validation, which has {value(best)}: {_gain(m, gain, se)}."
     return (f"In this one run ENAS {won} random search at equal cost: {value(d)} against {value(rival)} on {n:,} test {m.items}, {apart}.{lstm} "
             f"It does not show how another seed or other {m.items} would end; nor does the policy's lead with *shared* weights "
-            f"({show(shared[0])} against {show(shared[1])} for uniformly random architectures), which is partly the rich getting richer: its favourites got the training.")
+            f"({policy} against {uniform} for uniformly random architectures), which is partly the rich getting richer: its favourites got the training.")
 
 def paired(d): # As `run_recipe` returns it
     "The paired difference between the policy's children and random architectures, in words."
     m, p, size = _measure(d), d['paired_difference'], np.mean(d['child_params'])/np.mean(d['random_params'])
+    digits = max(2, m.digits)
     same = 'the first weights, the order of images and the augmentation' if m.items=='images' else "the first weights and dropout's randomness"
+    if not p['n']: return f'Child i and random architecture i share {same}; in every such pair one diverged.'
     also = 'All have as many parameters.' if round(size, 3)==1 else f'They have {size:.1f} times as many parameters, which may be part of it.'
-    return (f"Child i and random architecture i share {same}. In such pairs the children are {p['mean']*100:+.2f} {m.unit} better "
-            f"(standard error {p['se']*100:.2f}, {p['n']} pairs). {also}")
+    return (f"Child i and random architecture i share {same}. In such pairs the children are {p['mean']*m.scale:+.{digits}f} {m.unit} better "
+            f"(standard error {p['se']*m.scale:.{digits}f}, {p['n']} pairs). {also}")
 
 # %% ../nbs/15_recipes.ipynb #00000021
 def _md_table(rows, head):
@@ -414,13 +427,14 @@ def _md_table(rows, head):
 
 def _tables(d, m):
     "Rows of the retrained networks, and of the costs."
-    c, r, rival, value, show = d['cost'], d['recipe'], d['equal_cost_rival'], lambda o: m.show.format(o[f'test_{m.name}']), m.show.format
-    sd, kids = f"{d['random_sd']*100:.2f} points" if m.unit=='points' else f"{d['random_sd']:.1f}", d[f'child_test_{m.name}']
+    c, r, rival, value, show = d['cost'], d['recipe'], d['equal_cost_rival'], lambda o: _show(m, o[f'test_{m.name}']), lambda v: _show(m, v)
+    sd, kids = f"{d['random_sd']*100:.2f} points" if m.items=='images' else f"{d['random_sd']:.1f}", d[f'child_test_{m.name}']
+    mean = lambda v: f"{show(np.mean(_told(v)) if _told(v) else None)} on average" + (f', {len(v)-len(_told(v))} diverged' if len(_told(v))<len(v) else '')
     chosen = '' if r['preset']['final'].get('all_train') else ': best of them by validation'
     nets = [
         ('**derived by ENAS**', 1, f'**{value(d)}**', f"{d['params']:,}"),
-        ("the policy's children", len(kids), f'{show(np.mean(kids))} on average', f"{np.mean(d['child_params']):,.0f}"),
-        ('random architectures', len(d['random_archs']), f"{show(d['random_mean'])} on average, s.d. {sd}", f"{np.mean(d['random_params']):,.0f}"),
+        ("the policy's children", len(kids), mean(kids), f"{np.mean(d['child_params']):,.0f}"),
+        ('random architectures', len(d['random_archs']), f"{mean(d[f'random_test_{m.name}'])}, s.d. {sd}", f"{np.mean(d['random_params']):,.0f}"),
         (f'**random search at equal cost**{chosen}', rival['n'], f'**{value(rival)}**', f"{d['random_params'][d['random_archs'].index(rival['arch'])]:,}")]
     costs = [('shared weights ω', c['omega']), ('policy θ', c['theta']), (f"deriving, {r['n_derive']} samples", c['derive']), ('retraining the derived architecture', c['retrain']),
         ('**all of ENAS**', d['enas_cost']), ('retraining the random architectures', c['random']), ("retraining the policy's children (for comparison only)", c['children'])]
@@ -436,7 +450,7 @@ def report(d): # As `run_recipe` returns it
     choice = ('It had the validation images, too, as the paper\'s; so nothing could be chosen by them, and the rival is one random architecture.' if f.get('all_train') else
               f'The random architectures were compared on all validation {m.items}.')
     common = f"{s['bs']} validation images" if m.items=='images' else f"{s['bs']} windows of {s['bptt']} validation words, whose reward was {s['reward_c']:.0f}/perplexity"
-    shared = [m.show.format(d[f'{o}_shared_{m.name}']) if m.unit=='%' else f"{d[f'{o}_shared_{m.name}']:.1%}" for o in ('policy', 'uniform')]
+    shared = [_short(m, d[f'{o}_shared_{m.name}']) for o in ('policy', 'uniform')]
     return f"""# {r['name']}: a search with ENAS
 
 {r['about']}. Seed {d['seed']}, {d[m.items]['train']:,} training, {d[m.items]['valid']:,} validation and {d[m.items]['test']:,} test {m.items}; {d['n_archs']:.3g} possible architectures.
@@ -478,12 +492,12 @@ Made with enas_nb {d['versions']['enas_nb']}, torch {d['versions']['torch']}, fa
 def plot_retrained(d): # As `run_recipe` returns it
     "Test results of all retrained networks: a matplotlib `Figure`."
     m, rival = _measure(d), d['equal_cost_rival']
-    scale, test = 100 if m.unit=='points' else 1, f'test_{_measure(d).name}'
+    scale, test = m.scale, f'test_{_measure(d).name}'
     rows = [('random', d[f'random_{test}'], '.6'), ("policy's children", d[f'child_{test}'], '#0072B2'), ('derived', [d[test]], '#D55E00')]
     if 'lstms' in d: rows.append(('LSTM', [o[test] for o in d['lstms']], '#009E73'))
     fig,ax = plt.subplots(figsize=(6.4, .5+.6*len(rows)))
-    for y,(_,values,color) in enumerate(rows): ax.plot(np.array(values)*scale, np.full(len(values), y), 'o', color=color, alpha=.7, mec='none')
-    ax.plot(rival[test]*scale, 0, 'o', ms=11, mfc='none', mec='k'); ax.set(ylim=(-.6, len(rows)-.4), xlabel=f"test {m.name}{', %' if scale==100 else ''}")
+    for y,(_,values,color) in enumerate(rows): ax.plot(np.array(_told(values))*scale, np.full(len(_told(values)), y), 'o', color=color, alpha=.7, mec='none')
+    ax.plot(np.array(_told([rival[test]]))*scale, np.zeros(len(_told([rival[test]]))), 'o', ms=11, mfc='none', mec='k'); ax.set(ylim=(-.6, len(rows)-.4), xlabel=f"test {m.name}{', %' if scale==100 else ''}")
     ax.set_yticks(range(len(rows)), [f'{name} ({len(a)})' for name,a,_ in rows]); ax.set_title(f"circle: the best of {rival['n']} random ones by validation, at equal cost", fontsize=9)
     fig.tight_layout(); plt.close(fig)
     return fig

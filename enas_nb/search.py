@@ -229,7 +229,7 @@ def build_net(f, # `shared_net` or `final_net`
 
 # %% ../nbs/09_search.ipynb #00000018
 class MedianPerplexity(Metric):
-    "Median over the batches of a validation, each of which has another architecture in a search."
+    "Median over the batches of a validation, each of which has another architecture in a search; of an even number the lower middle one."
     def reset(self): self.losses = []
     def accumulate(self, learn): self.losses.append(learn.loss.detach().mean())
     @property
@@ -276,7 +276,7 @@ def search_learner(
                    metrics=[*L(metrics), *values], cbs=[cb, *parts, *L(cbs)],
                    **dict(opt_func=optimizer(p.search), splitter=omega, lr=p.search.lr if text else p.search.lr_max, wd=l2_decay(p.search.l2)) | learner)
 
-# %% ../nbs/09_search.ipynb #0000001e
+# %% ../nbs/09_search.ipynb #00000022
 @patch
 def score_archs(self:Learner,
                 archs, # `Arch`s of the space of this search
@@ -305,7 +305,7 @@ def derive(self:Learner,
     ranked = sorted(zip(archs, scores), key=lambda o: -o[1])
     return Derived(ranked[0][0], ranked)
 
-# %% ../nbs/09_search.ipynb #0000002b
+# %% ../nbs/09_search.ipynb #0000002f
 def _pack(o, key, tensors):
     "A tree of dicts, lists, numbers and tensors as JSON-able data; the tensors go to `tensors`."
     if isinstance(o, torch.Tensor): tensors[key] = o.detach().contiguous(); return dict(tensor=key)

@@ -6,7 +6,7 @@ Docs: https://enas-nb.github.io/enas_nb/text.html.md"""
 
 # %% auto #0
 __all__ = ['tokenize', 'read_tokens', 'Words', 'StreamDL', 'StreamDataLoaders', 'lm_dls', 'tokens', 'ptb_dls', 'docs_dls',
-           'file_dls']
+           'unigram_ppl', 'file_dls']
 
 # %% ../nbs/05_text.ipynb #00000004
 import ast,gc,hashlib,re,warnings
@@ -51,6 +51,7 @@ def read_tokens(
     "The words of a text file, each sentence with `<eos>` behind it"
     try: text = Path(path).read_text(encoding=encoding)
     except UnicodeDecodeError as e: raise ValueError(f'{path} is not {encoding} (byte {e.start}); name its encoding, e.g. "latin-1"') from None
+    if raw and (found := re.search('<unk>|<eos>', text)): raise ValueError(f'{path} holds {found[0]}, so its words are prepared already: read it with raw=False')
     res = tokenize(text) if raw else [o for s in map(str.split, text.splitlines()) if s for o in (*s,'<eos>')]
     if not res: raise ValueError(f'{path} holds no words')
     return res
@@ -94,7 +95,7 @@ class StreamDL(LMDataLoader):
         for xb,yb in zip(x, y): yield self.after_batch((LMTensorText(xb.contiguous()), TensorText(yb.contiguous())))
         self.after_iter()
 
-    def show_batch(self,
+    def show_batch(self, # fastai's table of texts comes out as bare lines with plum 2.9, on which its dispatch is built
         b=None,      # a batch; default: the first
         max_n=4,     # rows to show
         trunc_at=12, # words of each
@@ -283,17 +284,26 @@ def docs_dls(
     seq_len=35,      # columns a batch
     max_vocab=2_000, # words of the vocabulary
     n_train=None,    # keep the first so many tokens of the training text
-    seed=0,          # of the split: each docstring goes as a whole to training (80 %), validation or test (10 % each)
+    seed=0,          # of the order, and of the split: each docstring goes as a whole to training (80 %), validation or test (10 % each)
     device=None,     # where the text lives
 ) -> StreamDataLoaders:
     "The prose in the docstrings of numpy, scipy, scikit-learn and matplotlib as they are installed"
-    parts,where = ([],[],[]),{}
-    for place,s in _doc_sentences():
-        if place not in where: where[place] = hashlib.sha256(f'{seed}/{place}'.encode()).digest()[0]   # 0..255
-        parts[(where[place]>=205)+(where[place]>=230)].extend([*s.split(),'<eos>'])
+    docs,parts = {},([],[],[])
+    for place,s in _doc_sentences(): docs.setdefault(hashlib.sha256(f'{seed}/{place}'.encode()).digest(), []).extend([*s.split(),'<eos>'])
+    for key,words in sorted(docs.items()): parts[(key[0]>=205)+(key[0]>=230)].extend(words)   # of 256
     return lm_dls(parts[0][:n_train], *parts[1:], bs=bs, seq_len=seq_len, max_vocab=max_vocab, device=device)
 
-# %% ../nbs/05_text.ipynb #00000032
+# %% ../nbs/05_text.ipynb #0000002c
+def unigram_ppl(
+    dls,          # language-model `DataLoaders`
+    part='valid', # the text that is guessed: 'valid' or 'test'
+) -> float:
+    "Perplexity of a text under the frequencies of the training text, each counted once more than it is"
+    k = len(dls.vocab)
+    count = tokens(dls, 'train').bincount(minlength=k).double()+1
+    return (-(count/count.sum()).log()[tokens(dls, part)].mean()).exp().item()
+
+# %% ../nbs/05_text.ipynb #00000033
 def _part_files(path):
     "The files of a folder by part, as their names say; empty if none does"
     files = {o: sorted(f for f in path.iterdir() if f.name==f'{o}.txt' or f.name.endswith(f'.{o}.txt')) for o in ('train','valid','test')}
@@ -328,6 +338,7 @@ def file_dls(
     else:
         words = read(path)
         ends  = [0, *(i+1 for i,o in enumerate(words) if o=='<eos>')]
+        if len(ends)<11: raise ValueError(f'{path} has {len(ends)-1} sentences, too few to be cut; one sentence a line, without full stops, is read with raw=False')
         a,b   = (min(ends, key=lambda e: abs(e-k*len(words))) for k in (.8,.9))
         parts = [words[:a],words[a:b],words[b:]]
     return lm_dls(*parts[:2], parts[2] or None, bs=bs, seq_len=seq_len, max_vocab=max_vocab, device=device)

@@ -229,7 +229,7 @@ def test_a_text_of_ones_own(capfd, folder, monkeypatch):
     Path('book.txt').write_text(' '.join(f'w{chr(97+o%26)}' + ('.' if o<5 else '') for o in words))
     status, out, err = inside(enas_search, capfd, 'tiny-text', '--text', 'book.txt', '--device', 'cpu')
     assert status==0 and err=='', err
-    run = Path('runs/tiny-text-seed0')
+    run = Path('runs/tiny-text-book-seed0')
     d, report = json.loads((run/'result.json').read_text()), (run/'report.md').read_text()
     assert d['recipe']['data_args']==dict(path='book.txt', bs=8, max_vocab=60) and sum(d['words'].values())>=6000
     assert 'The text book.txt' in report and 'nan' not in report and f"{d['test_perplexity']:.1f}" in report

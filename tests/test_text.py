@@ -53,7 +53,7 @@ def test_a_prepared_file_is_read_as_it_is(tmp_path):
     f = tmp_path/'a.txt'
     f.write_text(" the <unk> u.s. N\n\n it 's $ \n")
     assert read_tokens(f)=="the <unk> u.s. N <eos> it 's $ <eos>".split()
-    assert '<unk>' not in read_tokens(f, raw=True)
+    with pytest.raises(ValueError, match='a.txt holds <unk>.*raw=False'): read_tokens(f, raw=True)
     f.write_text('\n \n')
     with pytest.raises(ValueError, match='a.txt holds no words'): read_tokens(f)
     with pytest.raises(FileNotFoundError): read_tokens(tmp_path/'b.txt')
