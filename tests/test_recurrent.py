@@ -91,7 +91,7 @@ def test_the_readmes_lines_for_text():
     readme = (Path(__file__).parents[1]/'README.md').read_text(encoding='utf-8')
     code = next(o for o in re.findall(r'```python\n(.*?)```', readme, re.S) if 'ptb_dls' in o)
     for a,b in (('ptb_dls(bs=64)', 'docs_dls(bs=20, n_train=10_000, max_vocab=100)'), ("preset='paper'", "preset=paper['recurrent'].override(controller=dict(steps=1)), width=8"),
-                ('arch_learner(dls, arch,', 'arch_learner(dls, arch, width=8,'), ('150,', '1,'), ('2000,', '1,'), ('evaluate_ppl', 'score = evaluate_ppl')):
+                ('150,', '1,'), ('2000,', '1,'), ('evaluate_ppl', 'score = evaluate_ppl')):
         assert a in code; code = code.replace(a, b)
     exec(code, d := {})
     assert d['score'].n==len(d['tokens'](d['dls'], 'test'))-1 and 1 < d['score'].ppl < 1000
