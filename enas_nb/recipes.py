@@ -442,6 +442,7 @@ def _tables(d, m):
         nets.append((f"LSTM, {o['epochs']} epochs", 1, value(o), f"{o['params']:,}")); costs.append((f"LSTM, {o['epochs']} epochs", c[key]))
     return nets, [(a, f'{v:.1f}') for a,v in costs]
 
+# %% ../nbs/15_recipes.ipynb #00000022
 def report(d): # As `run_recipe` returns it
     "The report of a run, in Markdown; its pictures lie beside it."
     m, r, (nets,costs) = _measure(d), d['recipe'], _tables(d, _measure(d))
@@ -488,7 +489,7 @@ With the shared weights, architectures of the policy had a {'mean' if m.items=='
 Made with enas_nb {d['versions']['enas_nb']}, torch {d['versions']['torch']}, fastai {d['versions']['fastai']}, on {d['device']}. All numbers are in `result.json`.
 """
 
-# %% ../nbs/15_recipes.ipynb #00000023
+# %% ../nbs/15_recipes.ipynb #00000024
 def plot_retrained(d): # As `run_recipe` returns it
     "Test results of all retrained networks: a matplotlib `Figure`."
     m, rival = _measure(d), d['equal_cost_rival']

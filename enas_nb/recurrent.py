@@ -120,6 +120,7 @@ class _FamilyBack:
         d,u,k,da = f.s.new_empty(4, B, n, H)
         if dh is not None: d = dh[:,None].expand(B, n, H) # all kids are loose ends: nothing but the output's gradient
         self.d, self.u, self.k, self.da = (o.squeeze(1) for o in (d, u, k, da)) # of the states; see above
+        self.us = u.unbind(1)
         self.kids  = {i: d[:,j] for j,i in enumerate(f.sib.kids)} if dh is None else {}
         self.parts = [(op, da[:,a:b].flatten(1), f.parts[op]) for op,(a,b) in f.sib.spans.items()]
 
@@ -129,8 +130,8 @@ class _FamilyBack:
         if f.n==1 and not self.add: u = torch.mul(self.d, f.gates[t], out=dp)
         else:
             torch.mul(self.d, f.gates[t], out=u)
-            if self.add: dp.add_(u if f.n==1 else u.sum(1))
-            else: torch.sum(u, 1, out=dp)
+            if not self.add: dp.copy_(self.us[0])
+            for o in self.us[not self.add:]: dp.add_(o)
         torch.sub(self.d, u, out=self.da)
         torch.sub(f.states[t], p if f.n==1 else p.unsqueeze(1), out=self.k)
         torch.mul(self.k, u, out=f.gates[t])
@@ -207,19 +208,22 @@ def cell_fused(nodes, # `RNNode`s, of N nodes
                mask=None): # What `h` and the nodes' inputs are multiplied by, [batch, H]
     "The same numbers as `cell_loop` without batch norm; gradients once, and not of gradients."
     sibs  = siblings(tuple(nodes))
-    joint = [ws[o.kids[0]] if len(o.kids)==1 else torch.cat([w for half in zip(*(ws[i].chunk(2, 1) for i in o.kids)) for w in half], 1) for o in sibs]
+    joint = [ws[o.kids[0]] if len(o.kids)==1 else torch.stack([ws[i].unflatten(1, (2,-1)) for i in o.kids], 2).flatten(1) for o in sibs]
     like  = lambda o: None if o is None else o.to(x.dtype) # mixed precision
     return _Cell.apply(sibs, tuple(ends), torch.is_grad_enabled(), x, like(h), like(mask), *map(like, joint))
 
 # %% ../nbs/12_recurrent.ipynb #0000001e
 layouts = ('paper', 'released', 'enas_lm')
 
+_later = "RecurrentSpace(8, ops=('tanh', 'relu', 'sigmoid', 'identity'), tanh_first=True)"
+
 class _LM(nn.Module):
     "What search and final network have in common; `path()` says what runs."
     carry = False
-    def __init__(self, n_vocab, width, n_emb, layout, init, embed_p, input_p, hidden_p, weight_p, output_p):
+    def __init__(self, space, n_vocab, width, n_emb, layout, init, embed_p, input_p, hidden_p, weight_p, output_p):
         super().__init__()
         if layout not in layouts: raise ValueError(f"layout is {layout!r}, allowed are {', '.join(map(repr, layouts))}")
+        if layout=='enas_lm' and not space.tanh_first: raise ValueError(f"layout 'enas_lm' leaves the first node out of the average, so it must be one that is not searched: use {_later}")
         for name,p in dict(embed_p=embed_p, input_p=input_p, hidden_p=hidden_p, weight_p=weight_p, output_p=output_p).items():
             if not 0<=p<1: raise ValueError(f'{name} is {p}, allowed is 0 or more and less than 1')
         self.width, self.n_emb, self.layout, self.init = width, n_emb or width, layout, init
@@ -284,7 +288,7 @@ class RecurrentLM(_LM):
         weight_p=0., # a weight that multiplies those
         output_p=0., # a feature of the output
     ):
-        super().__init__(n_vocab, width, n_emb, layout, init, embed_p, input_p, hidden_p, weight_p, output_p)
+        super().__init__(arch.space, n_vocab, width, n_emb, layout, init, embed_p, input_p, hidden_p, weight_p, output_p)
         self.arch, self.nodes = arch, arch.nodes
         self.word = self.matrix(self.n_emb)
         self.ws = nn.ParameterList(self.matrix(width) for _ in self.nodes)
@@ -311,7 +315,7 @@ class SharedRecurrentLM(_LM):
         weight_p=0., # a weight that multiplies those
         output_p=0., # a feature of the output
     ):
-        super().__init__(n_vocab, width, n_emb, layout, init, embed_p, input_p, hidden_p, weight_p, output_p)
+        super().__init__(space, n_vocab, width, n_emb, layout, init, embed_p, input_p, hidden_p, weight_p, output_p)
         for name,v,allowed in (('bn', bn, ('all', 'output', None)), ('bn_eval', bn_eval, ('batch', 'running'))):
             if v not in allowed: raise ValueError(f"{name} is {v!r}, allowed are {', '.join(map(repr, allowed))}")
         self.space, self.bn, self.bn_eval, self.carry, self._arch = space, bn, bn_eval, carry, None
