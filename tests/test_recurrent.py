@@ -96,3 +96,36 @@ def test_the_readmes_lines_for_text():
     exec(code, d := {})
     assert d['score'].n==len(d['tokens'](d['dls'], 'test'))-1 and 1 < d['score'].ppl < 1000
     assert list(d['learn'].recorder.metric_names[1:-1])==['train_loss', 'valid_loss', 'median_ppl', 'reward', 'entropy', 'baseline', 'skipped']
+
+@pytest.mark.parametrize('how', ['files', 'fastai'])
+def test_everything_of_fastais_together(how, tmp_path):
+    "Loaders from a file, or fastai's own; restarts, clipping, both regularisers, averaging, `Perplexity`."
+    import pandas as pd
+    from fastai.callback.rnn import RNNRegularizer
+    from fastai.callback.training import GradientClip
+    from fastai.metrics import Perplexity
+    from fastai.data.block import DataBlock
+    from fastai.data.transforms import ColReader, RandomSplitter
+    from fastai.text.core import BaseTokenizer
+    from fastai.text.data import TextBlock
+    from enas_nb.retrain import arch_learner
+    from enas_nb.text import file_dls
+    from enas_nb.train import NTASGD
+    g = torch.Generator().manual_seed(0)
+    lines = [' '.join(f'w{chr(97+i)}' for i in torch.randint(26, (12,), generator=g).tolist()) + '.' for _ in range(300)]
+    if how=='files':
+        (tmp_path/'a.txt').write_text('\n'.join(lines))
+        dls = file_dls(tmp_path/'a.txt', bs=4, seq_len=10, device='cpu')
+    else:
+        df = pd.DataFrame(dict(text=lines))
+        block = TextBlock.from_df('text', is_lm=True, tok=BaseTokenizer())
+        dls = DataBlock(block, get_x=ColReader('text'), splitter=RandomSplitter(.2, seed=0)).dataloaders(df, bs=4, seq_len=10, device='cpu')
+    p = released['recurrent'].override(controller=dict(steps=1, n_archs=2), search=dict(time_sum=False, beta=.1, lr=1.), final=dict(time_sum=False, beta=.1, alpha=.1, asgd=None, lr=1.))
+    learn = search_learner(dls, RecurrentSpace(3), preset=p, width=8, cbs=GradientClip(1.))
+    with learn.no_bar(), learn.no_logging(): learn.fit_restarts(2, 1, lr_max=1.)
+    assert len(learn.recorder.values)==3 and learn.recorder.lrs[0]==1 and all(torch.tensor(learn.recorder.values[-1]).isfinite())
+    final = arch_learner(dls, learn.derive(3), preset=p, width=8, metrics=Perplexity(), cbs=NTASGD(1))
+    assert any(isinstance(o, RNNRegularizer) for o in final.cbs)
+    with final.no_bar(), final.no_logging(): final.fit_restarts(2, 2, lr_max=5.)
+    assert len(final.recorder.values)==6 and final.recorder.metric_names[3]=='perplexity'
+    assert final.recorder.values[-1][2] < 1.2*len(dls.vocab) and evaluate_ppl(final.model, tokens(dls, 'valid')).ppl < 1.2*len(dls.vocab)
