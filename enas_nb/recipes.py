@@ -99,7 +99,7 @@ class Measure(NamedTuple):
     best: Callable # Of several
 
 measures = {o.name: o for o in (
-    Measure('accuracy',   'images', '{:.2%}', 'points', 100, 1, lambda a, b: a-b, max),
+    Measure('accuracy',   'images', '{:.2%}', 'points', 100, 2, lambda a, b: a-b, max),
     Measure('perplexity', 'words',  '{:.1f}', 'nats a word', 1, 3, lambda a, b: math.log(b/a), min))}
 
 def _told(values): return [o for o in values if o is not None] # without those that diverged
@@ -414,12 +414,11 @@ def verdict(d): # As `run_recipe` returns it
 def paired(d): # As `run_recipe` returns it
     "The paired difference between the policy's children and random architectures, in words."
     m, p, size = _measure(d), d['paired_difference'], np.mean(d['child_params'])/np.mean(d['random_params'])
-    digits = max(2, m.digits)
     same = 'the first weights, the order of images and the augmentation' if m.items=='images' else "the first weights and dropout's randomness"
     if not p['n']: return f'Child i and random architecture i share {same}; in every such pair one diverged.'
     also = 'All have as many parameters.' if round(size, 3)==1 else f'They have {size:.1f} times as many parameters, which may be part of it.'
-    return (f"Child i and random architecture i share {same}. In such pairs the children are {p['mean']*m.scale:+.{digits}f} {m.unit} better "
-            f"(standard error {p['se']*m.scale:.{digits}f}, {p['n']} pairs). {also}")
+    return (f"Child i and random architecture i share {same}. In such pairs the children are {p['mean']*m.scale:+.{m.digits}f} {m.unit} better "
+            f"(standard error {p['se']*m.scale:.{m.digits}f}, {p['n']} pairs). {also}")
 
 # %% ../nbs/15_recipes.ipynb #00000021
 def _md_table(rows, head):
