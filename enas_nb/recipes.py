@@ -202,7 +202,7 @@ recipes = {o.name: o for o in [
     Recipe('cifar10-macro-wide', 'the same, 128 channels in the end', 'cifar10_dls', dict(bs=128), MacroSpace(12), _full_macro.override(final=dict(width=128)), n_children=3, gpu=True),
     Recipe('text-small', 'The prose of installed docstrings, 80,000 words, 2,000 different ones, cells of 8 nodes: some 6 minutes on one core', 'docs_dls', dict(bs=20, n_train=80_000, max_vocab=2_000), RecurrentSpace(8),
            _small_text('text-small', 20, dict(width=64, epochs=6), dict(width=64, epochs=6)), n_derive=10, n_look=12, n_children=3, n_random=3),
-    Recipe('ptb-small', 'Penn Treebank, 300,000 training words, cells of 8 nodes: some 45 minutes on one core', 'ptb_dls', dict(bs=20, n_train=300_000), RecurrentSpace(8),
+    Recipe('ptb-small', 'Penn Treebank, 300,000 training words, cells of 8 nodes: some 50 minutes on one core, 30 on two with OMP_NUM_THREADS=2', 'ptb_dls', dict(bs=20, n_train=300_000), RecurrentSpace(8),
            _small_text('ptb-small', 30, dict(width=64, epochs=6), dict(width=100, epochs=4)), n_derive=10, n_look=12, n_children=3, n_random=3),
     Recipe('ptb', "Penn Treebank at the paper's size with the numbers of the authors' first code, cells of 12 nodes", 'ptb_dls', dict(bs=20), RecurrentSpace(12), released['recurrent'], n_children=2, n_random=2, gpu=True),
     Recipe('ptb-lm', "the same with the authors' later cell and numbers (enas_lm)", 'ptb_dls', dict(bs=128), published['enas-lm'].arch.space, enas_lm['recurrent'], n_children=2, n_random=2, gpu=True),
