@@ -9,6 +9,7 @@ __all__ = ['infer_space', 'enas_show', 'enas_search']
 
 # %% ../nbs/16_cli.ipynb #00000004
 import argparse, json, os, re, sys, warnings
+from dataclasses import replace
 from pathlib import Path
 
 # %% ../nbs/16_cli.ipynb #00000008
@@ -31,8 +32,9 @@ class _Parser(argparse.ArgumentParser):
 def infer_space(name,  # `'macro'`, `'micro'`, `'recurrent'` or `'enas_lm'`
                 n):    # Number of integers; `ValueError` if no size of the space has so many
     "The space, with all its ops, whose architectures have `n` integers."
+    from enas_nb.recipes import published
     from enas_nb.space import MacroSpace, MicroSpace, RecurrentSpace
-    lm  = lambda n: RecurrentSpace(n, ops=('tanh','relu','sigmoid','identity'), tanh_first=True)
+    lm  = lambda n: replace(published['enas-lm'].arch.space, n_nodes=n)
     cls = dict(macro=MacroSpace, micro=MicroSpace, recurrent=RecurrentSpace, enas_lm=lm)[name]
     length = lambda k: cls(k).length
     k = next(k for k in range(1, n+2) if length(k)>=n)
@@ -114,7 +116,7 @@ def _search(argv):
             raise ValueError(f"{r.name} needs a GPU, for some {estimate(r)['hours']:.0f} hours at 10^12 operations a second; --device cpu runs it all the same, some thirty times slower on a core")
     if 'OMP_NUM_THREADS' not in os.environ:
         import torch
-        torch.set_num_threads(1) # as fast as two on these small networks, and far faster on a busy machine
+        torch.set_num_threads(1) # on small images as fast as two, and far faster on a busy machine
     out = Path(a.out) if a.out else _free(f'{r.name}-seed{a.seed}')
     with new_folder(out) as tmp: # refuses a folder with something in it before the search, not after
         result, history, arch = run_recipe(r, a.seed, a.device, log=lambda o: print(o, flush=True))

@@ -16,6 +16,7 @@ from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Callable, NamedTuple
 
 # %% ../nbs/15_recipes.ipynb #00000005
@@ -202,7 +203,7 @@ recipes = {o.name: o for o in [
     Recipe('cifar10-macro-wide', 'the same, 128 channels in the end', 'cifar10_dls', dict(bs=128), MacroSpace(12), _full_macro.override(final=dict(width=128)), n_children=3, gpu=True),
     Recipe('text-small', 'The prose of installed docstrings, 80,000 words, 2,000 different ones, cells of 8 nodes: some 6 minutes on one core', 'docs_dls', dict(bs=20, n_train=80_000, max_vocab=2_000), RecurrentSpace(8),
            _small_text('text-small', 20, dict(width=64, epochs=6), dict(width=64, epochs=6)), n_derive=10, n_look=12, n_children=3, n_random=3),
-    Recipe('ptb-small', 'Penn Treebank, 300,000 training words, cells of 8 nodes: some 50 minutes on one core, 30 on two with OMP_NUM_THREADS=2', 'ptb_dls', dict(bs=20, n_train=300_000), RecurrentSpace(8),
+    Recipe('ptb-small', 'Penn Treebank, 300,000 training words, cells of 8 nodes: some 50 minutes on one core, fewer with OMP_NUM_THREADS=2', 'ptb_dls', dict(bs=20, n_train=300_000), RecurrentSpace(8),
            _small_text('ptb-small', 30, dict(width=64, epochs=6), dict(width=100, epochs=4)), n_derive=10, n_look=12, n_children=3, n_random=3),
     Recipe('ptb', "Penn Treebank at the paper's size with the numbers of the authors' first code, cells of 12 nodes", 'ptb_dls', dict(bs=20), RecurrentSpace(12), released['recurrent'], n_children=2, n_random=2, gpu=True),
     Recipe('ptb-lm', "the same with the authors' later cell and numbers (enas_lm)", 'ptb_dls', dict(bs=128), published['enas-lm'].arch.space, enas_lm['recurrent'], n_children=2, n_random=2, gpu=True),
@@ -393,7 +394,7 @@ def _compare(m, a, b, n):
     return m.scale*gain, m.scale*se, 'could not be told from' if abs(gain) < 2*se else 'beat' if gain>0 else 'lost to'
 
 def _short(m, v): return f'{v:.1%}' if m.items=='images' else _show(m, v)
-def _gain(m, gain, se): return 'where one diverged' if math.isnan(gain) else f'a gain of {gain:+.3f} ± {se:.3f} {m.unit}'
+def _gain(m, gain, se): return 'where one diverged' if math.isnan(gain) else f'a gain of {gain:+.{m.digits}f} ± {se:.{m.digits}f} {m.unit}'
 
 def verdict(d): # As `run_recipe` returns it
     "What a result shows, and what it does not, in plain words."
@@ -424,9 +425,9 @@ def paired(d): # As `run_recipe` returns it
 def _md_table(rows, head):
     return '\n'.join(['| '+' | '.join(map(str, o))+' |' for o in (head, ['---']*len(head), *rows)])
 
-def _tables(d, m):
+def _tables(d):
     "Rows of the retrained networks, and of the costs."
-    c, r, rival, value, show = d['cost'], d['recipe'], d['equal_cost_rival'], lambda o: _show(m, o[f'test_{m.name}']), lambda v: _show(m, v)
+    m, c, r, rival, value, show = _measure(d), d['cost'], d['recipe'], d['equal_cost_rival'], lambda o: _show(m, o[f'test_{m.name}']), lambda v: _show(m, v)
     sd, kids = f"{d['random_sd']*100:.2f} points" if m.items=='images' else f"{d['random_sd']:.1f}", d[f'child_test_{m.name}']
     mean = lambda v: f"{show(np.mean(_told(v)) if _told(v) else None)} on average" + (f', {len(v)-len(_told(v))} diverged' if len(_told(v))<len(v) else '')
     chosen = '' if r['preset']['final'].get('all_train') else ': best of them by validation'
@@ -444,9 +445,9 @@ def _tables(d, m):
 # %% ../nbs/15_recipes.ipynb #00000022
 def report(d): # As `run_recipe` returns it
     "The report of a run, in Markdown; its pictures lie beside it."
-    m, r, (nets,costs) = _measure(d), d['recipe'], _tables(d, _measure(d))
+    m, r, (nets,costs) = _measure(d), d['recipe'], _tables(d)
     s, f, k = (r['preset'][o] for o in ('search', 'final', 'controller'))
-    epochs = lambda p: p['epochs'] if 'epochs' in p else sum(p['T_0']*p['T_mul']**i for i in range(p['n_cycles']))
+    epochs = lambda p: n_epochs(SimpleNamespace(**p))
     choice = ('It had the validation images, too, as the paper\'s; so nothing could be chosen by them, and the rival is one random architecture.' if f.get('all_train') else
               f'The random architectures were compared on all validation {m.items}.')
     common = f"{s['bs']} validation images" if m.items=='images' else f"{s['bs']} windows of {s['bptt']} validation words, whose reward was {s['reward_c']:.0f}/perplexity"
@@ -492,12 +493,14 @@ Made with enas_nb {d['versions']['enas_nb']}, torch {d['versions']['torch']}, fa
 def plot_retrained(d): # As `run_recipe` returns it
     "Test results of all retrained networks: a matplotlib `Figure`."
     m, rival = _measure(d), d['equal_cost_rival']
-    scale, test = m.scale, f'test_{_measure(d).name}'
+    test = f'test_{m.name}'
     rows = [('random', d[f'random_{test}'], '.6'), ("policy's children", d[f'child_{test}'], '#0072B2'), ('derived', [d[test]], '#D55E00')]
     if 'lstms' in d: rows.append(('LSTM', [o[test] for o in d['lstms']], '#009E73'))
     fig,ax = plt.subplots(figsize=(6.4, .5+.6*len(rows)))
-    for y,(_,values,color) in enumerate(rows): ax.plot(np.array(_told(values))*scale, np.full(len(_told(values)), y), 'o', color=color, alpha=.7, mec='none')
-    ax.plot(np.array(_told([rival[test]]))*scale, np.zeros(len(_told([rival[test]]))), 'o', ms=11, mfc='none', mec='k'); ax.set(ylim=(-.6, len(rows)-.4), xlabel=f"test {m.name}{', %' if scale==100 else ''}")
+    def dots(values, y, **kw): told = _told(values); ax.plot(np.multiply(told, m.scale), [y]*len(told), 'o', **kw)
+    for y,(_,values,color) in enumerate(rows): dots(values, y, color=color, alpha=.7, mec='none')
+    dots([rival[test]], 0, ms=11, mfc='none', mec='k')
+    ax.set(ylim=(-.6, len(rows)-.4), xlabel=f"test {m.name}{', %' if m.scale==100 else ''}")
     ax.set_yticks(range(len(rows)), [f'{name} ({len(a)})' for name,a,_ in rows]); ax.set_title(f"circle: the best of {rival['n']} random ones by validation, at equal cost", fontsize=9)
     fig.tight_layout(); plt.close(fig)
     return fig

@@ -95,7 +95,8 @@ class StreamDL(LMDataLoader):
         for xb,yb in zip(x, y): yield self.after_batch((LMTensorText(xb.contiguous()), TensorText(yb.contiguous())))
         self.after_iter()
 
-    def show_batch(self, # fastai's table of texts comes out as bare lines with plum 2.9, on which its dispatch is built
+    # fastai's table of texts comes out as bare lines with plum 2.9, on which its dispatch is built
+    def show_batch(self,
         b=None,      # a batch; default: the first
         max_n=4,     # rows to show
         trunc_at=12, # words of each

@@ -1,6 +1,15 @@
 "Recurrent networks: devices, precision, the memory, saved searches, and perplexity on Penn Treebank."
-import pytest, torch
+import re
+from pathlib import Path
+import pandas as pd, pytest, torch
+from fastai.callback.rnn import RNNRegularizer
+from fastai.callback.training import GradientClip
+from fastai.data.block import DataBlock
 from fastai.data.external import fastai_path
+from fastai.data.transforms import ColReader, RandomSplitter
+from fastai.metrics import Perplexity
+from fastai.text.core import BaseTokenizer
+from fastai.text.data import TextBlock
 from fastai.text.models.core import get_language_model
 from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_lm_config
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -8,9 +17,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from enas_nb.presets import released
 from enas_nb.recurrent import RecurrentLM, SharedRecurrentLM, evaluate_ppl
 from enas_nb.reinforce import ppl_reward
+from enas_nb.retrain import arch_learner
 from enas_nb.search import score_batch, search_learner
 from enas_nb.space import RecurrentSpace
-from enas_nb.text import lm_dls, ptb_dls, tokens
+from enas_nb.text import file_dls, lm_dls, ptb_dls, tokens
+from enas_nb.train import NTASGD
 
 space = RecurrentSpace(5)
 a, b = space.archs(space.random(2, seed=3))
@@ -86,31 +97,18 @@ def test_perplexity_on_real_text_agrees_with_word_after_word():
 
 def test_the_readmes_lines_for_text():
     "The README's block on text, smaller."
-    import re
-    from pathlib import Path
     readme = (Path(__file__).parents[1]/'README.md').read_text(encoding='utf-8')
     code = next(o for o in re.findall(r'```python\n(.*?)```', readme, re.S) if 'ptb_dls' in o)
     for a,b in (('ptb_dls(bs=64)', 'docs_dls(bs=20, n_train=10_000, max_vocab=100)'), ("preset='paper'", "preset=paper['recurrent'].override(controller=dict(steps=1)), width=8"),
                 ('150,', '1,'), ('2000,', '1,'), ('evaluate_ppl', 'score = evaluate_ppl')):
         assert a in code; code = code.replace(a, b)
     exec(code, d := {})
-    assert d['score'].n==len(d['tokens'](d['dls'], 'test'))-1 and 1 < d['score'].ppl < 1000
+    assert d['score'].n==len(d['tokens'](d['dls'], 'test'))-1 and 1 < d['score'].ppl < len(d['dls'].vocab) # better than a guess
     assert list(d['learn'].recorder.metric_names[1:-1])==['train_loss', 'valid_loss', 'median_ppl', 'reward', 'entropy', 'baseline', 'skipped']
 
 @pytest.mark.parametrize('how', ['files', 'fastai'])
 def test_everything_of_fastais_together(how, tmp_path):
     "Loaders from a file, or fastai's own; restarts, clipping, both regularisers, averaging, `Perplexity`."
-    import pandas as pd
-    from fastai.callback.rnn import RNNRegularizer
-    from fastai.callback.training import GradientClip
-    from fastai.metrics import Perplexity
-    from fastai.data.block import DataBlock
-    from fastai.data.transforms import ColReader, RandomSplitter
-    from fastai.text.core import BaseTokenizer
-    from fastai.text.data import TextBlock
-    from enas_nb.retrain import arch_learner
-    from enas_nb.text import file_dls
-    from enas_nb.train import NTASGD
     g = torch.Generator().manual_seed(0)
     lines = [' '.join(f'w{chr(97+i)}' for i in torch.randint(26, (12,), generator=g).tolist()) + '.' for _ in range(300)]
     if how=='files':
@@ -128,4 +126,4 @@ def test_everything_of_fastais_together(how, tmp_path):
     assert any(isinstance(o, RNNRegularizer) for o in final.cbs)
     with final.no_bar(), final.no_logging(): final.fit_restarts(2, 2, lr_max=5.)
     assert len(final.recorder.values)==6 and final.recorder.metric_names[3]=='perplexity'
-    assert final.recorder.values[-1][2] < 1.2*len(dls.vocab) and evaluate_ppl(final.model, tokens(dls, 'valid')).ppl < 1.2*len(dls.vocab)
+    assert final.recorder.values[-1][2] < len(dls.vocab) and evaluate_ppl(final.model, tokens(dls, 'valid')).ppl < len(dls.vocab) # better than a guess
