@@ -7,15 +7,13 @@ Docs: https://enas-nb.github.io/enas_nb/controller.html.md"""
 # %% auto #0
 __all__ = ['Decision', 'Walk', 'Controller', 'reported_entropy']
 
-# %% ../nbs/03_controller.ipynb #00000004
+# %% ../nbs/03_controller.ipynb #94b8827a
 from typing import NamedTuple
-
-# %% ../nbs/03_controller.ipynb #00000005
 import torch
 from fastcore.basics import patch
 from torch import nn
 from .space import SearchSpace, Step
-from .presets import ControllerPreset, released
+from .presets import ControllerPreset, general
 
 # %% ../nbs/03_controller.ipynb #0000000b
 class Decision(NamedTuple):
@@ -25,9 +23,13 @@ class Decision(NamedTuple):
     action: torch.Tensor  # [n, `step.width`], what was chosen
 
     @property
-    def log_prob(self): "Log-probability of what was chosen: [n, `step.width`]."; return self.logits.gather(-1, self.action[...,None])[...,0]
+    def log_prob(self):
+        "Log-probability of what was chosen: [n, `step.width`]."
+        return self.logits.gather(-1, self.action[...,None])[...,0]
     @property
-    def entropy(self): "Entropy of the choice, in nats: [n, `step.width`]."; return -(self.logits.exp()*self.logits).sum(-1)
+    def entropy(self):
+        "Entropy of the choice, in nats: [n, `step.width`]."
+        return -(self.logits.exp()*self.logits).sum(-1)
 
 class Walk(NamedTuple):
     "A batch of `n` architectures and what the policy thinks of them."
@@ -38,13 +40,13 @@ class Walk(NamedTuple):
 
 # %% ../nbs/03_controller.ipynb #0000000d
 class Controller(nn.Module):
-    "An LSTM policy over the architectures of `space` (paper 2.2; `general_controller.py`, `micro_controller.py`, `ptb_enas_controller.py`)."
+    "An LSTM policy over `space` (paper 2.2; `general_controller.py`, `micro_controller.py`, `ptb_enas_controller.py`)."
     def __init__(self,
         space:SearchSpace, # Any space: only its steps are used
-        preset:ControllerPreset=None, # Sizes and constants; the released macro controller's by default
+        preset:ControllerPreset=None, # Sizes and constants; those of the space's default preset by default
     ):
         super().__init__()
-        self.space, self.preset = space, preset or released['macro'].controller
+        self.space, self.preset = space, preset or next(iter(space.presets.values()), general['images']).controller
         H, n = self.preset.hidden, len(space.ops)
         self.lstm   = nn.ModuleList([nn.LSTMCell(H, H, bias=False) for _ in range(self.preset.n_lstm)])
         self.start  = nn.Parameter(torch.empty(1, H))
@@ -102,7 +104,8 @@ def walk(self:Controller,
             slots[step.at:step.at+step.width] = action.unbind(1)
         if step.remember: states.append(h if step.remember=='h' else zero); keys.append(self.key(h))
         x = self._next(step, action, states)
-    return Walk(torch.stack(slots, 1), sum(d.log_prob.sum(1) for d in decisions), sum(d.entropy.sum(1) for d in decisions), tuple(decisions))
+    log_prob, entropy = (sum(getattr(d, o).sum(1) for d in decisions) for o in ('log_prob', 'entropy'))
+    return Walk(torch.stack(slots, 1), log_prob, entropy, tuple(decisions))
 
 # %% ../nbs/03_controller.ipynb #00000018
 @patch
@@ -129,7 +132,7 @@ def score(self:Controller,
     if not torch.is_tensor(codes): codes = torch.tensor([o.code for o in codes], device=self.device)
     if codes.ndim!=2 or codes.shape[1]!=self.space.length:
         raise ValueError(f'codes are {tuple(codes.shape)}, architectures of {self.space} are [n, {self.space.length}]')
-    return self.walk(len(codes), lambda step,logits: codes[:,step.at:step.at+step.width] if step.kind=='skips' else codes[:,step.at,None])
+    return self.walk(len(codes), lambda step,logits: codes[:,step.at:step.at+step.width])
 
 # %% ../nbs/03_controller.ipynb #00000025
 def reported_entropy(walk:Walk): # Of a macro or recurrent policy

@@ -12,7 +12,10 @@ from PIL import Image
 from enas_nb import data, draw as draw_room, recipes as rooms
 from enas_nb.cli import enas_search, enas_show
 from enas_nb.recipes import published, recipes
-from enas_nb.space import MacroSpace, MicroSpace, RecurrentSpace, load_arch
+from enas_nb.macro import MacroSpace
+from enas_nb.micro import MicroSpace
+from enas_nb.recurrent import RecurrentSpace
+from enas_nb.space import load_arch
 
 BIN = Path(sysconfig.get_path('scripts'))
 

@@ -8,7 +8,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from enas_nb.controller import Controller
 from enas_nb.presets import released
-from enas_nb.space import MacroSpace, MicroSpace, RecurrentSpace
+from enas_nb.macro import MacroSpace
+from enas_nb.micro import MicroSpace
+from enas_nb.recurrent import RecurrentSpace
 
 SMALL = replace(released['macro'].controller, hidden=8)
 

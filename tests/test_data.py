@@ -1,4 +1,4 @@
-"Plumbing of `enas_nb.data`: what its notebook does not show"
+"Plumbing of `enas_nb.memory` and `enas_nb.data`: what their notebooks do not show"
 import hashlib,os,random,subprocess,sys,time
 from contextlib import contextmanager
 import numpy as np, pytest, torch
@@ -10,6 +10,7 @@ from PIL import Image
 from torch.nn import functional as F
 from enas_nb import data
 from enas_nb.data import *
+from enas_nb.memory import *
 
 cifar_there = (data.fastai_path('data')/'cifar10').is_dir()
 needs_cifar = pytest.mark.skipif(not cifar_there, reason='no CIFAR-10 in the data folder of fastai')
@@ -49,7 +50,7 @@ def folder(tmp_path):
 
 # ---- random numbers
 def test_rng_is_the_same_in_another_process():
-    code = "from enas_nb.data import rng; print(rng(7,'order',2,3).initial_seed())"
+    code = "from enas_nb.memory import rng; print(rng(7,'order',2,3).initial_seed())"
     out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, env={**os.environ, 'PYTHONHASHSEED':'5'})
     assert int(out.stdout)==rng(7, 'order', 2, 3).initial_seed()
 
@@ -58,6 +59,16 @@ purpose = st.tuples(st.integers(0, 2**40), st.text(max_size=8), st.lists(st.inte
 def test_rng_tells_purposes_apart(a, b):
     seeds = [rng(s, role, *steps).initial_seed() for s,role,steps in (a,b)]
     assert (seeds[0]==seeds[1])==(a==b)
+
+def test_keep_random_puts_every_stream_back(folder):
+    dls = ImageDataLoaders.from_folder(folder, bs=8, num_workers=0, device='cpu', batch_tfms=aug_transforms())
+    with untouched():
+        restore = keep_random(dls)
+        seen = [[x for x,_ in dls.train] for _ in range(2)]
+        torch.rand(1), np.random.rand(), random.random()
+        restore()
+    assert not torch.equal(*map(torch.cat, seen))
+    assert all(map(torch.equal, seen[0], [x for x,_ in dls.train]))
 
 # ---- the loader
 @settings(max_examples=40, deadline=None)
@@ -172,6 +183,23 @@ def test_export_and_predict(tmp_path):
     with pytest.raises(ValueError, match='no test split'): open_test(again.dls)
     assert [len(o.dataset) for o in again.dls.loaders]==[0,0]
     assert learn.validate(dl=dls.test_dl((noise(9), torch.zeros(9, dtype=torch.long))))==learn.validate(dl=test)
+
+def test_predict_shows_names_and_refuses_other_sizes(tmp_path):
+    dls = digits_dls(device='cpu')
+    dls.path = tmp_path
+    learn = quiet(Learner(dls, net(1, 10), metrics=accuracy))
+    learn.fit(1)
+    test = open_test(dls)
+    for i in (0,1): assert torch.equal(learn.get_preds(i)[1], dls[i].dataset.tensors[1])   # in order, though training is shuffled
+    p,_ = learn.get_preds(dl=test)
+    learn.export('digits.pkl')
+    assert (tmp_path/'digits.pkl').stat().st_size<200_000          # the pipeline without any image
+    again = load_learner(tmp_path/'digits.pkl')
+    assert torch.allclose(again.get_preds(dl=again.dls.test_dl(test.dataset.tensors))[0], p, atol=1e-4)
+    again.remove_cb(again.progress) if hasattr(again, 'progress') else None
+    assert again.predict(test.dataset.tensors[0][0])[0]==again.dls.vocab[p[0].argmax()]
+    with pytest.raises(ValueError, match=r'\(1, 9, 9\) where uint8 \(1, 8, 8\) is needed'): again.predict(np.zeros((9,9), np.uint8))
+    with pytest.raises(ValueError, match='no test split'): open_test(again.dls)
 
 def test_interpretation_finds_the_items():
     from fastai.interpret import ClassificationInterpretation
@@ -314,6 +342,25 @@ def test_folder_cache(little_cifar):
     assert len(mk().train_ds)==29 and cache.stat().st_mtime_ns!=stamp
     assert sorted(o.name for o in little_cifar.parent.iterdir())==['cifar','cifar.safetensors']
 
+def test_images_of_another_size(little_cifar):
+    mk = lambda **kw: cifar10_dls(path=little_cifar, n_valid=10, bs=8, device='cpu', **kw)
+    plain,four = mk(),mk(size=4)
+    assert plain.one_batch()[0].shape==(8,3,8,8) and four.one_batch()[0].shape==(8,3,4,4)
+    for a,b in ((plain.train_ds,four.train_ds), (plain.valid_ds,four.valid_ds), (open_test(plain).dataset,open_test(four).dataset)):
+        assert torch.equal(a.tensors[1], b.tensors[1])              # the same images, in the same order
+        for x,y in zip(a.tensors[0], b.tensors[0]):                 # as Pillow makes them smaller, which antialiases
+            want = np.array(Image.fromarray(x.permute(1,2,0).contiguous().numpy()).resize((4,4), Image.BILINEAR))
+            assert np.array_equal(y.permute(1,2,0).numpy(), want)
+    assert torch.equal(mk(size=8).train_ds.tensors[0], plain.train_ds.tensors[0])
+    assert mk(size=16).one_batch()[0].shape==(8,3,16,16)
+    x = flat(four.train.new(shuffle=False))
+    y = flat(mk(size=4, augment=None).train)
+    assert abs(y.mean())<1e-5 and abs(y.std()-1)<.01 and x.shape==(30,3,4,4)  # normalised by the statistics of what is used
+
+@pytest.mark.parametrize('size', [0, -3, 3, 257, 16., '16', (16,16)])
+def test_nonsense_sizes_are_refused(little_cifar, size):
+    with pytest.raises(ValueError, match='allowed is the side of an image in whole pixels, 4 to 256'): cifar10_dls(path=little_cifar, size=size)
+
 def test_folder_errors(little_cifar, tmp_path):
     with pytest.raises(FileNotFoundError, match='is not a folder'): cifar10_dls(path=tmp_path/'no')
     (tmp_path/'empty').mkdir()
@@ -334,3 +381,80 @@ def test_cifar(still):
     assert time.process_time()-t<3                 # read, not decoded
     assert [len(dls.train_ds), len(dls.valid_ds)]==[500,5000] and dls.valid_ds.tensors[1].bincount().tolist()==[500]*10
     assert dls.train.one_batch()[0].shape==(160,3,32,32)
+    assert len(dls.train_ds.tensors[0].unique())==256
+
+@needs_cifar
+def test_cifar_in_16_pixels():
+    dls = cifar10_dls(n_train=500, size=16)
+    assert dls.one_batch()[0].shape==(160,3,16,16) and dls.valid_ds.tensors[0].shape==(5000,3,16,16)
+    assert torch.equal(dls.train_ds.tensors[1], cifar10_dls(n_train=500).train_ds.tensors[1])
+
+# ---- the task
+def words(n=400, bs=4):
+    from fastai.text.data import LMDataLoader,TensorText
+    ids = TensorText(torch.arange(n)%7)
+    dls = DataLoaders(*[LMDataLoader([ids], bs=bs, seq_len=5) for _ in range(2)])
+    dls.vocab = list('abcdefg')
+    return dls
+
+def test_an_image_task_of_any_loaders(folder):
+    theirs = ImageDataLoaders.from_folder(folder, bs=8, num_workers=0, device='cpu', batch_tfms=aug_transforms())
+    for dls,n_in,n_out in ((toy(), 3, 3), (toy(c=1, k=2), 1, 2), (theirs, 3, 2)):
+        with untouched():
+            assert ImageTask.fits(dls)
+            task = ImageTask(dls)
+        assert (task.name, task.n_in, task.n_out)==('images', n_in, n_out) and task.dls is dls
+    plain = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(9,3,4,4), torch.arange(9)%2), batch_size=4)
+    assert ImageTask(memory_dls(DataLoaders(plain, plain))).n_out is None       # nobody knows how many classes there are
+
+def test_a_look_at_the_loaders_leaves_no_trace(folder):
+    mk = lambda: ImageDataLoaders.from_folder(folder, bs=8, num_workers=0, device='cpu', batch_tfms=aug_transforms())
+    epochs = []
+    for look in (False,True):
+        random.seed(0), np.random.seed(0), torch.manual_seed(0)
+        dls = mk()
+        if look: ImageTask.fits(dls), ImageTask(dls)
+        epochs.append(flat(dls.train))
+    assert torch.equal(*epochs)
+    dls = toy(augment=PadCropFlip(2))
+    ImageTask(dls)
+    assert dls.train.epoch==0
+
+def test_an_image_task_refuses_text():
+    dls = words()
+    assert not ImageTask.fits(dls)
+    with pytest.raises(ValueError, match=r'a batch is torch.int64 \(4, 5\), and that is not images'): ImageTask(dls)
+
+def test_halves_are_those_of_split_valid():
+    task = ImageTask(toy(m=40))
+    for seed,same in ((0,False), (3,False), (3,True)):
+        reward,dls = task.halves(seed, same)
+        want = split_valid(task.dls, seed, same)
+        for a,b in zip((reward,dls.valid), want): assert torch.equal(flat(a), flat(b)) and a.bs==b.bs
+        assert dls.train is task.dls.train
+    assert len(task.dls.valid_ds)==40                                # the task's own loaders stay
+
+def test_an_image_task_measures(tmp_path):
+    dls = toy(m=40, test=(noise(9), torch.zeros(9, dtype=torch.long)), path=tmp_path)
+    task,learn = ImageTask(dls),quiet(Learner(dls, net(), metrics=[accuracy]))
+    learn.fit(1, .01)
+    assert task.sizes()==dict(train=50, valid=40, test=9) and task.window(None)==1
+    for part,dl in (('valid',dls.valid), ('test',open_test(dls))):
+        assert task.measured(learn, part)==dict(value=learn.validate(dl=dl)[1], parts=None)
+        p,y = learn.get_preds(dl=dl)
+        assert task.measured(learn, part)['value']==pytest.approx((p.argmax(1)==y).float().mean().item(), abs=1e-6)
+    from fastai.metrics import error_rate
+    other = quiet(Learner(dls, learn.model, metrics=error_rate))
+    assert task.measured(other, 'test')==task.measured(learn, 'test') and [o.name for o in other.metrics]==['error_rate']
+    with pytest.raises(ValueError, match="part is 'train', allowed are 'valid' and 'test'"): task.measured(learn, 'train')
+    assert task.reward(None)==task.metric()==task.search_metric()==accuracy
+    assert task.shared(torch.tensor([.5,.75,1.]), None)==.75
+
+def test_the_measure_of_images():
+    m = ImageTask.measure
+    assert (m.name, m.show.format(.8765), m.best([.1,.7,.3]))==('accuracy', '87.65%', .7)
+    assert f'{m.gain(.9,.88)*m.scale:+.{m.digits}f} {m.unit}'=='+2.00 points'
+
+def test_no_name_of_another_module():
+    from enas_nb import memory
+    assert not set(data.__all__)&set(memory.__all__)

@@ -14,7 +14,10 @@ from enas_nb.micro import MicroNet, SharedMicroNet
 from enas_nb.presets import released
 from enas_nb.recurrent import RecurrentLM, SharedRecurrentLM
 from enas_nb.reinforce import skip_count, skip_penalty
-from enas_nb.space import Arch, MacroSpace, MicroSpace, RecurrentSpace
+from enas_nb.space import Arch
+from enas_nb.macro import MacroSpace
+from enas_nb.micro import MicroSpace
+from enas_nb.recurrent import RecurrentSpace
 
 FOLDER = Path(os.environ.get('GOLDEN_DIR', Path(__file__).parent/'golden'))
 TOL = 1e-4

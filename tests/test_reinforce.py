@@ -9,7 +9,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from enas_nb.controller import Controller
 from enas_nb.presets import paper, released
 from enas_nb.reinforce import LeaveOneOut, MovingAverage, Reinforce, make_baseline, skip_count, skip_penalty
-from enas_nb.space import MacroSpace, MicroSpace, RecurrentSpace
+from enas_nb.macro import MacroSpace
+from enas_nb.micro import MicroSpace
+from enas_nb.recurrent import RecurrentSpace
 
 SMALL  = replace(released['macro'].controller, hidden=8, n_archs=5, lr=.01)
 SPACES = [MacroSpace(3), MicroSpace(1), RecurrentSpace(3)]

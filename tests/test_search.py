@@ -26,7 +26,8 @@ from enas_nb.presets import paper, released
 from enas_nb.reinforce import Reinforce
 from enas_nb.retrain import arch_learner
 from enas_nb.search import Derived, pick_preset, score_batch, search_learner
-from enas_nb.space import Arch, MacroSpace
+from enas_nb.space import Arch
+from enas_nb.macro import MacroSpace
 
 SPACE = MacroSpace(3)
 

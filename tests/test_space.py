@@ -1,0 +1,131 @@
+"Spaces and architectures: what is refused, what a file carries, ops that are rows, a space that only lists its decisions."
+import json, pickle, re
+from dataclasses import dataclass, field
+from functools import partial
+
+import networkx as nx
+import pytest, torch
+from torch import nn
+
+from enas_nb.macro import MacroNet, MacroSpace, SharedMacroNet, final_conv, shared_conv
+from enas_nb.micro import MicroSpace
+from enas_nb.recurrent import RecurrentSpace
+from enas_nb.space import Arch, ListedSpace, Op, SearchSpace, Step, TinySpace, arch_from_json, find_space, load_arch, space_from_dict
+
+@dataclass(frozen=True)
+class Activations(SearchSpace):
+    "An activation after each of a few layers: nothing but decisions."
+    n_layers: int = 3
+    ops: tuple = (Op('relu'), Op('tanh'), Op('sigmoid'))
+    def decisions(self):
+        for i in range(self.n_layers): yield Step('op', f'after layer {i+1}', n=len(self.ops), at=i, feed='op')
+
+LATER  = RecurrentSpace(8, ops=('tanh', 'relu', 'sigmoid', 'identity'), tanh_first=True)
+SPACES = [TinySpace(), MacroSpace(6), MacroSpace(3, ops=('conv3x3', 'max3x3')), MicroSpace(5), RecurrentSpace(12), LATER, Activations(4)]
+each_space = pytest.mark.parametrize('space', SPACES, ids=str)
+
+def refused(error, f, *args, **kwargs):
+    "The one line that an error shows."
+    with pytest.raises(error) as e: f(*args, **kwargs)
+    assert '\n' not in str(e.value)
+    return str(e.value)
+
+@each_space
+def test_round_trips(space, tmp_path):
+    full = space.graph()
+    for arch in space.archs(space.random(50, seed=3)):
+        assert space.parse(str(arch)) == arch == arch_from_json(arch.to_json()) == pickle.loads(pickle.dumps(arch))
+        assert arch_from_json(arch.to_json()).to_json() == arch.to_json()
+        g = arch.graph()
+        assert nx.is_directed_acyclic_graph(g) and set(g.edges()) <= set(full.edges())
+    arch.save(tmp_path/'arch.json')
+    assert [o.name for o in tmp_path.iterdir()] == ['arch.json'] and load_arch(tmp_path/'arch.json') == arch
+
+def test_files_of_before_still_load():
+    "Names of ops as strings, no steps: what the library wrote before a space was one class."
+    text = '{"space": {"name": "macro", "n_layers": 3, "ops": ["conv3x3", "sep3x3", "conv5x5", "sep5x5", "avg3x3", "max3x3"]}, "arch": [0, 3, 1, 5, 0, 1]}'
+    arch = arch_from_json(text)
+    assert arch == MacroSpace(3).parse('0 3 1 5 0 1') and arch.to_json() == text
+
+def test_macro_refuses():
+    small = MacroSpace(3)
+    said = partial(refused, ValueError, small.parse)
+    assert said('0 7 1 5 0 1') == 'position 1 (op of layer 2) is 7, allowed is 0 to 5 (conv3x3, sep3x3, conv5x5, sep5x5, avg3x3, max3x3)'
+    assert said('0 3 1 5 0 2') == 'position 5 (skip into layer 3 from layer 1) is 2, allowed is 0 or 1'
+    assert 'has 6' in said('0') and "position 3 is 'x'" in said('0 3 2 x 0 1')
+    assert 'not an integer' in refused(TypeError, Arch, small, [0., 3, 1, 5, 0, 1])
+    assert 'not an integer' in refused(TypeError, Arch, small, [0, 3, True, 5, 0, 1])
+    assert 'allowed is 1 or more' in refused(ValueError, MacroSpace, 0)
+    assert 'not an integer' in refused(TypeError, MacroSpace, '3') and 'not an integer' in refused(TypeError, MacroSpace, 2.5)
+
+@pytest.mark.parametrize('text,why', [
+    ('{"space":{"name":"x"}, "arch":[]}', 'unknown space'), ('{"arch": []}', 'is an object with'), ('[]', 'is an object with'), ('{', 'not JSON'),
+    ('{"space":{"name":"macro","depth":3}, "arch":[]}', 'has no depth'), ('{"space":{"name":"tiny","depth":3}, "arch":[]}', 'has no depth'),
+    ('{"space":{"name":"macro","n_layers":3,"ops":["conv3x3","conv9x9"]}, "arch":[]}', "unknown op 'conv9x9'")])
+def test_files_refused(text, why, tmp_path):
+    assert why in refused(ValueError, arch_from_json, text)
+    (tmp_path/'a.json').write_text(text)
+    assert why in refused(ValueError, load_arch, tmp_path/'a.json')
+
+def test_ops_are_rows():
+    assert 'or a row of your own' in refused(ValueError, MacroSpace, 3, ops=['conv11x11'])
+    assert 'repetitions' in refused(ValueError, MacroSpace, 3, ops=[]) and 'repetitions' in refused(ValueError, MacroSpace, 3, ops=['max3x3']*2)
+    row = Op('conv9x9', partial(shared_conv, ks=9), partial(final_conv, ks=9))
+    space = MacroSpace(2, ops=(*MacroSpace.ops, row))
+    assert space.ops[-1].search is row.search and MacroSpace(2, ops=('conv9x9',)).ops[0] is row # known by name from now on
+    assert space == MacroSpace(2, ops=(*MacroSpace.ops, 'conv9x9')) != MacroSpace(2)
+    assert json.loads(space.parse('6 | 6 1').to_json())['space']['ops'][-1] == 'conv9x9'
+
+def test_a_class_is_known_by_its_name():
+    assert find_space('macro') is MacroSpace and find_space('Activations') is Activations
+    def taken():
+        class Other(SearchSpace): name = 'macro'
+    assert "'macro' is in the library already" in refused(ValueError, taken)
+    first = find_space('Activations')
+    again = dataclass(frozen=True)(type('Activations', (SearchSpace,), dict(Activations.__dict__)))
+    try: assert find_space('Activations') is again is not first
+    finally: SearchSpace.classes['Activations'] = Activations
+
+def test_a_file_whose_class_is_missing_can_be_shown():
+    mine = Activations(4).parse('0 1 0 2')
+    text = mine.to_json().replace('Activations', 'Gone')
+    gone = arch_from_json(text)
+    assert isinstance(gone.space, ListedSpace) and gone.to_json() == text and arch_from_json(gone.to_json()) == gone
+    assert gone.nodes == mine.nodes and gone.space.size == mine.space.size
+    assert 'no shared network' in refused(TypeError, gone.space.shared_net, 1, 10)
+
+def test_a_file_with_other_decisions_than_the_class_is_refused():
+    d = json.loads(Activations(4).parse('0 1 0 2').to_json())
+    d['space']['steps'][0]['n'] = 2
+    assert 'other decisions' in refused(ValueError, space_from_dict, d['space'])
+
+def test_decisions_that_do_not_fill_the_encoding():
+    @dataclass(frozen=True)
+    class Gap(SearchSpace):
+        def decisions(self): yield Step('skips', 'bits', n=2, at=1)
+    assert 'fill positions [1, 2], allowed is each of 0 to 1 once' in refused(ValueError, Gap().random)
+    @dataclass(frozen=True)
+    class Nothing(SearchSpace): pass
+    with pytest.raises(AttributeError, match='decisions'): Nothing().steps
+
+def test_tiny_space_has_its_table():
+    codes, accuracies = TinySpace().table
+    assert codes.shape == (384, 5) and accuracies.shape[0] == 384 and accuracies.shape[1] >= 3
+    assert len({tuple(o) for o in codes.tolist()}) == 384 and ((0 <= accuracies) & (accuracies <= 1)).all()
+    for o in codes: TinySpace().check(o)
+
+def test_macro_networks_of_any_size():
+    for n in (1, 2, 3, 7):
+        space = MacroSpace(n)
+        arch = space.archs(space.random(1, seed=n))[0]
+        for net in (MacroNet(arch, n_in=1, n_out=4, width=4), MacroNet(arch, n_in=1, n_out=4, width=4, skip='sum')):
+            assert net(torch.randn(3, 1, 9, 11)).shape == (3, 4)
+        net = SharedMacroNet(space, n_in=1, n_out=4, width=4); net.arch = arch
+        assert net(torch.randn(3, 1, 9, 11)).shape == (3, 4)
+
+def test_macro_networks_refuse():
+    arch, net = MacroSpace(3).parse('0 3 1 5 0 1'), SharedMacroNet(MacroSpace(6), width=4)
+    assert "allowed are 'concat', 'sum'" in refused(ValueError, MacroNet, arch, skip='add')
+    assert "allowed are 'separable', 'full'" in refused(ValueError, MacroNet, arch, sep='half')
+    assert 'no architecture is set' in refused(ValueError, net, torch.randn(2, 3, 8, 8))
+    assert 'in a network for MacroSpace(n_layers=6' in refused(ValueError, setattr, net, 'arch', arch)
