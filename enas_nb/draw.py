@@ -10,27 +10,24 @@ __all__ = ['op_colors', 'Drawing', 'draw', 'plot_history', 'shares', 'plot_op_sh
 # %% ../nbs/02_draw.ipynb #00000003
 import math, re
 import xml.etree.ElementTree as ET
-from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import networkx as nx
 import numpy as np
 from fastcore.basics import patch
-from scipy.optimize import isotonic_regression
 
-from .space import Arch, MacroSpace, MicroSpace, RecurrentSpace, SearchSpace, write_file
+from .layout import layered
+from .space import Arch, SearchSpace, write_file
 
 # %% ../nbs/02_draw.ipynb #00000006
-_palette = dict(conv3x3='#0072b2', sep3x3='#56b4e9', conv5x5='#d55e00', sep5x5='#e69f00', avg3x3='#009e73', max3x3='#cc79a7',
-                identity='#5b6472', tanh='#0072b2', relu='#d55e00', sigmoid='#009e73')
 _spare = ('#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00', '#f0e442', '#5b6472')
 
 def op_colors(space:SearchSpace): # Any space
-    "A colour for each op of `space`: a dict of name to hex."
-    known = {o:_palette[o] for o in space.ops if o in _palette}
+    "A colour for each op of `space`: a dict of name to hex. An op without one of its own gets a spare one."
+    known = {o: o.color for o in space.ops if o.color}
     spare = [c for c in _spare if c not in known.values()] or _spare
     new   = [o for o in space.ops if o not in known]
-    return {o:known[o] if o in known else spare[new.index(o)%len(spare)] for o in space.ops}
+    return {o: known[o] if o in known else spare[new.index(o)%len(spare)] for o in space.ops}
 
 def _ink(color):
     "Black or white, whichever reads better on `color` (by WCAG's relative luminance)."
@@ -244,8 +241,6 @@ def _layered(g, room):
     return cols, _heights(cols, near, room), chains
 
 # %% ../nbs/02_draw.ipynb #00000020
-_notes = {('micro','input 0'):'two cells before', ('micro','input 1'):'the cell before', ('micro','output'):'concatenated', ('recurrent','output'):'average'}
-
 def _pills(g, n):
     "The ops on a node's card, each with the edge that carries it (`None` for an op of the node itself)."
     if g.nodes[n]['op']: return [(g.nodes[n]['op'], None)]
@@ -254,7 +249,7 @@ def _pills(g, n):
 def _card_size(g, n, space, tall):
     "Width and height of a node's card."
     ops, label = [o for o,_ in _pills(g, n)], g.nodes[n]['label']
-    note, num = _notes.get((space.name, label), ''), label.split()[-1]
+    note, num = g.nodes[n].get('note', ''), label.split()[-1]
     if not ops: return 18+max(6.8*len(label), 5.4*len(note)), 38 if note else 26
     wide = 14+6.4*max(map(len, ops if tall else space.ops))
     return (max(wide, 8*len(num))+8, 21*len(ops)+21) if tall else (wide+18+8*len(num), 21*len(ops)+5)
@@ -262,7 +257,7 @@ def _card_size(g, n, space, tall):
 def _node(g, n, x, y, size, pills, colors, space, tall):
     "A node's card, centred on (`x`,`y`); its edges end at the middle of the pills."
     (w,h), label = size, g.nodes[n]['label']
-    note, num = _notes.get((space.name, label), ''), label.split()[-1]
+    note, num = g.nodes[n].get('note', ''), label.split()[-1]
     top  = y-h/2-(16 if tall and pills else 0)/2
     kids = [_el('title', _say_node(g, n)), _el('rect', x=x-w/2, y=top, width=w, height=h, rx=8, fill='#ffffff', stroke=_line, stroke_width=1.2)]
     wide = w-8 if tall else w-18-8*len(num)
@@ -300,7 +295,7 @@ def _cell(full, g, space):
     "One part of an architecture in columns: elements, width, height."
     tall, colors = nx.dag_longest_path_length(g, weight=None, default_weight=1)>8, op_colors(space)
     size = {n:_card_size(g, n, space, tall) for n in g}
-    cols, y, chains = _layered(g, lambda o: size[o][1]+14 if o in size else 16)
+    cols, y, chains = layered(g, lambda o: size[o][1]+14 if o in size else 16)
     xs   = _column_xs(cols, size)
     half = lambda o: size[o][1]/2+(8 if tall else 0) if o in size else 2
     span = {o:xs[c] for c,col in enumerate(cols) for o in col} # from where to where an item reaches in its column
@@ -325,7 +320,7 @@ def _cell(full, g, space):
 # %% ../nbs/02_draw.ipynb #00000025
 def _check_pools(pools, space):
     "Refuse `pools` where there are none."
-    if pools and not isinstance(space, MacroSpace): raise ValueError(f'pools are for a macro architecture or space, not for {space.name!r}')
+    if pools and not hasattr(space, 'n_layers'): raise ValueError(f'pools are for a space with layers, not for {space.name!r}')
     for p in pools:
         if isinstance(p, bool) or not isinstance(p, (int, np.integer)) or not 0<=p<space.n_layers:
             raise ValueError(f'pools has {p!r}, allowed are layers 0 to {space.n_layers-1}')
@@ -349,11 +344,10 @@ def draw(o,        # `Arch` or `SearchSpace`; a `TypeError` for anything else
     "What `o` chooses in colour, over all that could have been chosen in grey; of a space, just the latter."
     if not isinstance(o, (Arch, SearchSpace)): raise TypeError(f'draw takes an Arch or a SearchSpace, not {type(o).__name__}')
     space, arch = (o.space, o) if isinstance(o, Arch) else (o, None)
-    if not hasattr(space, 'graph'): raise TypeError(f'draw needs {type(space).__name__}.graph(code=None), which it has not')
     _check_pools(pools, space)
     full, g = space.graph(), arch and arch.graph()
     parts = {p:[n for n in full if n[0]==p] for p in dict.fromkeys(n[0] for n in full)}
-    rail, boxes = arch is None or isinstance(space, MacroSpace), []
+    rail, boxes = arch is None or space.rail, []
     for p,nodes in parts.items():
         f,c = full.subgraph(nodes), g and g.subgraph(nodes)
         boxes.append((f'{p} cell' if len(parts)>1 else '', *(_rail(f, c, space, pools) if rail else _cell(f, c, space))))
@@ -396,8 +390,11 @@ def plot_history(history, # A pandas `DataFrame` or a dict of lists, a value per
         seen = np.concatenate(list(curves.values())); seen = seen[np.isfinite(seen)]
         if title in ('loss', 'perplexity') and len(seen) and 0 < seen.min() < seen.max()/100: ax.set_yscale('log')
         for i,(c,v) in enumerate(curves.items()):
-            ax.plot(history['epoch'] if 'epoch' in history else range(len(v)), v, color=_hues[i], marker='o' if len(v)<25 else None, ms=3, label=c)
-        ax.set_title('reward' if title=='accuracy' and not any('accuracy' in c for c in cols) else title, fontsize=10); ax.set_xlabel('epoch', fontsize=9); ax.tick_params(labelsize=8)
+            x = history['epoch'] if 'epoch' in history else range(len(v))
+            ax.plot(x, v, color=_hues[i], marker='o' if len(v)<25 else None, ms=3, label=c)
+        only_reward = title=='accuracy' and not any('accuracy' in c for c in cols)
+        ax.set_title('reward' if only_reward else title, fontsize=10)
+        ax.set_xlabel('epoch', fontsize=9); ax.tick_params(labelsize=8)
         ax.grid(alpha=.25); ax.spines[['top','right']].set_visible(False)
         if len(cols)>1: ax.legend(frameon=False, fontsize=8)
     plt.close(fig) # a notebook shows what a cell returns; else there would be two of it
@@ -427,19 +424,24 @@ def _heat(ax, p, rows, cols, title):
     ax.spines[:].set_visible(False); ax.tick_params(length=0)
     return im
 
+def _short(labels):
+    "Labels without the words that all of them have in common."
+    words = [o.replace(',', '').split() for o in labels]
+    common = set.intersection(*map(set, words)) if len(words)>1 else set()
+    return [' '.join(w for w in o if w not in common) or ' '.join(o) for o in words]
+
 def plot_op_share(codes, # [n, `space.length`] ints: an array, a tensor or a list of sampled encodings
                   space:SearchSpace, # The space that they were sampled from
                   figsize=None, # Width and height in inches
                  ):
     "Heat maps of how often each op, and each skip or earlier node, is chosen: a matplotlib `Figure`."
     p,q = shares(codes, space)
-    steps, macro = sorted((o for o in space.steps if o.width), key=lambda o: o.at), isinstance(space, MacroSpace)
-    short = lambda s: s.split()[-1] if macro else re.sub(' cell,|activation of |index of ', '', s)
-    names = lambda *kinds: [short(o.label) for o in steps if o.kind in kinds]
+    steps = sorted((o for o in space.steps if o.width), key=lambda o: o.at)
+    names = lambda *kinds: _short([o.label for o in steps if o.kind in kinds])
     fig,axs = plt.subplots(1, 2 if q.size else 1, figsize=figsize or (8.6, 3), squeeze=False, layout='constrained')
-    im = _heat(axs[0,0], p, space.ops, names('op'), 'share of each op' + (' by layer' if macro else ''))
+    im = _heat(axs[0,0], p, space.ops, names('op'), 'share of each op')
     if q.size: _heat(axs[0,1], q, [space.source(j).replace('the ', '') for j in range(len(q))], names('skips','index'),
-                     'share of each skip, by the layer that reads it' if macro else 'share of each node, as input')
+                     'share of each earlier output, by who reads it')
     fig.colorbar(im, ax=axs, shrink=.8, pad=.01).ax.tick_params(labelsize=8)
     plt.close(fig)
     return fig

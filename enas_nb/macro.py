@@ -107,6 +107,9 @@ def pool_layers(n_layers): # Layers of the network, the authors' `num_layers`
     "The layers, counted from 0, after which a macro network halves its images."
     return tuple(o for o in (n_layers//3-1, 2*(n_layers//3)-1) if o>=0)
 
+@patch(as_prop=True)
+def pools(self:MacroSpace): "The layers after which its networks halve their images."; return pool_layers(self.n_layers)
+
 def read_after(layers, # `Layer`s of an architecture
                i,      # A layer, counted from 0
               ):

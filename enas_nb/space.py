@@ -85,6 +85,8 @@ class SearchSpace:
     op_bias = None # initial values of a learned bias on the op logits, where the space's policy has one
     presets = {}   # its presets by name, the default first; a space without any gets a general one
     rail = True    # is an architecture drawn as a row of stations? Otherwise as cards in columns
+    task = 'images'# what its networks read: `'images'` or `'text'`
+    pools = ()     # layers after which its networks halve their images, for the picture of a run
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)

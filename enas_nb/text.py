@@ -6,32 +6,40 @@ Docs: https://enas-nb.github.io/enas_nb/text.html.md"""
 
 # %% auto #0
 __all__ = ['tokenize', 'read_tokens', 'Words', 'StreamDL', 'StreamDataLoaders', 'lm_dls', 'tokens', 'ptb_dls', 'docs_dls',
-           'unigram_ppl', 'file_dls']
+           'unigram_ppl', 'file_dls', 'TextScore', 'evaluate_ppl', 'MedianPerplexity', 'TextTask', 'find_task']
 
 # %% ../nbs/06_text.ipynb #00000004
-import ast,gc,hashlib,re,warnings
+import ast,gc,hashlib,math,re,warnings
 from collections import Counter
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor,nn
 from fastcore.all import ifnone
 from fastai.data.core import DataLoaders,Datasets
 from fastai.data.external import fastai_path,untar_data
 from fastai.text.data import LMDataLoader,LMTensorText,Numericalize,TensorText
+from fastai.learner import Metric
+from fastai.metrics import Perplexity
 from fastai.torch_core import TitledStr,default_device,display_df
 
 from . import __version__
 from .space import write_file
-from .data import rng
+from .memory import rng
+from .reinforce import ppl_reward
+from .data import ImageTask,Measure,Task,open_test
 
 # %% ../nbs/06_text.ipynb #00000008
-_END  = re.compile(r"(?<!\b\w)(?<!\b(?:mr|ms|dr|st|vs|al|eq|cf))(?<!\b(?:mrs|etc|fig|ref|sec))([.!?]+)[\"')\]]*(?=\s|$)|\n\s*\n", re.I)
-_WORD = re.compile(r"(\d[\d.,]*)|(?:[^\W\d_]\.){2,}|\b(?:mr|mrs|ms|dr|st)\.|[^\W\d_]+(?=n't\b)|n't\b|(?<=\w)'(?:s|re|ve|ll|d|m)\b|[^\W\d_]\w*(?:-\w+)*", re.I)
+_END  = re.compile(r"(?<!\b\w)(?<!\b(?:mr|ms|dr|st|vs|al|eq|cf))(?<!\b(?:mrs|etc|fig|ref|sec))"
+                   r"([.!?]+)[\"')\]]*(?=\s|$)|\n\s*\n", re.I)
+_WORD = re.compile(r"(\d[\d.,]*)|(?:[^\W\d_]\.){2,}|\b(?:mr|mrs|ms|dr|st)\.|[^\W\d_]+(?=n't\b)|n't\b|"
+                   r"(?<=\w)'(?:s|re|ve|ll|d|m)\b|[^\W\d_]\w*(?:-\w+)*", re.I)
 
 def _words(s): return ['N' if o[1] else o[0].lower() for o in _WORD.finditer(s)]
 
@@ -343,3 +351,91 @@ def file_dls(
         a,b   = (min(ends, key=lambda e: abs(e-k*len(words))) for k in (.8,.9))
         parts = [words[:a],words[a:b],words[b:]]
     return lm_dls(*parts[:2], parts[2] or None, bs=bs, seq_len=seq_len, max_vocab=max_vocab, device=device)
+
+# %% ../nbs/06_text.ipynb #17304e45
+class TextScore(NamedTuple):
+    "What `evaluate_ppl` returns."
+    ppl: float  # perplexity
+    loss: float # mean of -log p, in nats
+    n: int      # words counted: all but the first of the text
+    parts: list # mean loss of each row's words; a comparison on the same rows has its standard error from them
+
+@torch.no_grad()
+def evaluate_ppl(model,   # A language model that returns logits first and has `reset()`: ours, or one of fastai's
+                 tokens,  # Word numbers of the whole text [n], of two or more; see `tokens`
+                 rows=64, # Parts that are read side by side; 1 reads word after word
+                 warm=200,# Words that each but the first part reads before it counts
+                 seq_len=35)->TextScore: # Words per call of the model: memory, not meaning
+    "Perplexity of a text: each word but the first counted once, the memory carried."
+    n = len(tokens)
+    if n<2: raise ValueError(f'a text of {n} words has no perplexity, 2 or more are needed')
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and not m.track_running_stats for m in model.modules()):
+        raise ValueError('this model normalises by the statistics of a batch, so its rows depend on each other: '
+                         "use bn_eval='running', or retrain")
+    device, training = next(model.parameters()).device, model.training
+    if n-1-warm < rows: rows, warm = 1, 0
+    length = -(-(n-1-warm)//rows)                                                # counted words of a row; the first has `warm` more
+    at = torch.arange(rows, device=device)[:,None]*length + torch.arange(length+warm+1, device=device)
+    counts = (at[:,1:]<n) & ((torch.arange(length+warm, device=device)>=warm) | (at[:,:1]==0))
+    text = tokens.to(device)[at.clamp(max=n-1)]
+    total = torch.zeros(rows, dtype=torch.float64, device=device)
+    model.eval(); model.reset()
+    try:
+        for x,y,c in zip(text[:,:-1].split(seq_len, 1), text[:,1:].split(seq_len, 1), counts.split(seq_len, 1)):
+            total += (F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten(), reduction='none').view_as(c)*c).double().sum(1)
+    finally: model.reset(); model.train(training)
+    words = counts.sum(1)
+    loss, parts = total.sum().item()/(n-1), (total/words)[words>0].tolist() # the last rows may be empty
+    return TextScore(math.exp(min(loss, 700.)), loss, n-1, parts)
+
+# %% ../nbs/06_text.ipynb #17ca701c
+class MedianPerplexity(Metric):
+    "Median over the batches of a validation, each of which has another architecture in a search; the lower middle one of an even number"
+    def reset(self): self.losses = []
+    def accumulate(self, learn): self.losses.append(learn.loss.detach().mean())
+    @property
+    def value(self): return torch.stack(self.losses).nan_to_num(nan=float('inf')).median().exp() if self.losses else None
+    @property
+    def name(self): return 'median_ppl'
+
+# %% ../nbs/06_text.ipynb #9130c07c
+class TextTask(Task):
+    "Running text and its words"
+    name    = 'text'
+    measure = Measure('perplexity', 'words', '{:.1f}', 'nats a word', 1, 3, lambda a,b: math.log(b/a), min)
+    @classmethod
+    def reads(cls,
+        x,   # inputs of a batch
+        dls, # the `DataLoaders` that it came from
+    ):
+        "Number of words; None if `x` holds no text"
+        return len(getattr(dls, 'vocab', ())) if x.ndim==2 and not x.is_floating_point() else None
+    def reward(self, part): # search part of a preset
+        "What rewards θ by default: `part.reward_c`/perplexity"
+        return partial(ppl_reward, c=part.reward_c)
+    def metric(self): "What a retraining reports by default"; return Perplexity()
+    def search_metric(self): "What the row of a search reports by default"; return MedianPerplexity()
+    def sizes(self): "Words of each part; opens the test text"; return {o: len(tokens(self.dls, o)) for o in ('train','valid','test')}
+    def measured(self,
+        learn, # a trained Learner
+        part,  # 'valid' or 'test'
+    ) -> dict:
+        "Its exact perplexity on a part: `value`, None for one that exploded, and `parts`, the mean losses of its rows"
+        score = evaluate_ppl(learn.model, tokens(self.dls, part))
+        return dict(value=score.ppl, parts=score.parts) if score.loss < 50 else dict(value=None, parts=None) # chance costs 9 nats
+    def shared(self,
+        scores, # rewards of `score_archs`, a tensor [n]
+        part,   # search part of a preset
+    ):
+        "What several architectures reach with the shared weights: their median perplexity"
+        return part.reward_c/scores.median().item()
+
+def find_task(
+    dls, # image or language-model `DataLoaders`; `ValueError` for others
+) -> Task:
+    "The task of some data, from a look at one batch"
+    x = Task.look(dls)
+    for task in (ImageTask, TextTask):
+        if task.reads(x, dls): return task(dls)
+    raise ValueError(f'a batch is {x.dtype} {tuple(x.shape)}; images are [n, channels, height, width], '
+                     'text is integers [n, time] with a `vocab`')

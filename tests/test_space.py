@@ -8,7 +8,7 @@ import pytest, torch
 from torch import nn
 
 from enas_nb.macro import MacroNet, MacroSpace, SharedMacroNet, final_conv, shared_conv
-from enas_nb.micro import MicroSpace
+from enas_nb.micro import MicroNet, MicroSpace, SharedMicroNet
 from enas_nb.recurrent import RecurrentSpace
 from enas_nb.space import Arch, ListedSpace, Op, SearchSpace, Step, TinySpace, arch_from_json, find_space, load_arch, space_from_dict
 
@@ -129,3 +129,52 @@ def test_macro_networks_refuse():
     assert "allowed are 'separable', 'full'" in refused(ValueError, MacroNet, arch, sep='half')
     assert 'no architecture is set' in refused(ValueError, net, torch.randn(2, 3, 8, 8))
     assert 'in a network for MacroSpace(n_layers=6' in refused(ValueError, setattr, net, 'arch', arch)
+
+PUBLISHED = MicroSpace(5).parse('''0 2 0 0  0 4 0 1  0 4 1 1  1 0 0 1  0 2 1 1
+                                   1 0 1 0  0 3 0 2  1 1 3 1  1 0 0 4  0 3 1 1''')
+
+def test_micro_networks_of_any_size():
+    for n,space in ((1, MicroSpace(5)), (2, MicroSpace(1)), (4, MicroSpace(5)), (7, MicroSpace(2, ops=('sep5x5', 'identity')))):
+        arch = space.archs(space.random(1, seed=n))[0]
+        assert MicroNet(arch, n_in=1, n_out=4, n_layers=n, width=3)(torch.randn(3, 1, 9, 11)).shape == (3, 4)
+        net = SharedMicroNet(space, n_in=1, n_out=4, n_layers=n, width=3); net.arch = arch
+        assert net(torch.randn(3, 1, 9, 11)).shape == (3, 4)
+
+def test_micro_networks_refuse():
+    net = SharedMicroNet(MicroSpace(5), n_layers=1, width=4)
+    assert 'no architecture is set' in refused(ValueError, net, torch.randn(2, 3, 8, 8))
+    assert 'in a network for MicroSpace(n_nodes=5' in refused(ValueError, setattr, net, 'arch', MicroSpace(1).parse('0 0 1 1 0 0 1 1'))
+    assert "allowed are 'batch', 'running'" in refused(ValueError, SharedMicroNet, MicroSpace(5), n_layers=1, bn_eval='moving')
+    assert 'drop_path is 1, allowed is from 0 to less than 1' in refused(ValueError, MicroNet, PUBLISHED, drop_path=1)
+    net, small = MicroNet(PUBLISHED, n_layers=4, width=4, aux=True), torch.randn(4, 3, 16, 16)
+    assert 'at least 5x5 pixels and gets 4x4: take larger images, or aux=False' in refused(ValueError, net.train(), small)
+    assert net.eval()(small).shape == (4, 10) # in evaluation there is no such head
+
+@pytest.mark.parametrize('bn_eval,same', [('batch', True), ('running', False)])
+def test_batch_statistics_in_evaluation(bn_eval, same):
+    torch.manual_seed(0)
+    net, x = SharedMicroNet(MicroSpace(5), n_layers=1, width=4, dropout=0, bn_eval=bn_eval), torch.randn(8, 3, 16, 16)
+    net.arch = PUBLISHED
+    assert torch.allclose(net.train()(x), net.eval()(x), atol=1e-5) == same
+
+def test_drop_path_grows_with_depth_and_time_and_is_off_in_evaluation():
+    torch.manual_seed(0)
+    net, x = MicroNet(PUBLISHED, n_layers=3, width=4, dropout=0, drop_path=.4), torch.randn(4, 3, 16, 16)
+    assert [net.drop_rate(i) for i in range(5)] == pytest.approx([.08, .16, .24, .32, .4])
+    def same(): return torch.equal(net(x), net(x))
+    assert not same()
+    net.step_ratio = 0.
+    assert same()
+    net.step_ratio = 1.; net.eval()
+    assert same() and [net.drop_rate(i) for i in range(5)] == [0]*5
+
+def test_architectures_that_differ_in_one_source_share_every_other_weight():
+    torch.manual_seed(0)
+    net, x = SharedMicroNet(MicroSpace(5), n_layers=3, width=4), torch.randn(4, 3, 16, 16)
+    def used(arch):
+        net.zero_grad(); net.arch = arch; net(x).sum().backward()
+        return {n for n,p in net.named_parameters() if p.grad is not None}
+    code = list(PUBLISHED.code); code[18] = 2 # index 2 of the last node of the normal cell
+    one, other = used(PUBLISHED), used(Arch(PUBLISHED.space, code))
+    assert {re.sub(r'cells\.\d+\.', '', n.split('.sep')[0]) for n in other-one if '.nodes.' in n} == {'nodes.4.1'}
+    assert len(one & other) > .9*len(other)
