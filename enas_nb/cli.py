@@ -133,7 +133,8 @@ def _arguments(argv):
     p.add_argument('--text', metavar='PATH', help='a text file of your own, or a folder of them, for a recipe of text')
     p.add_argument('--device', help="cpu, cuda, ...; fastai's choice by default")
     a = p.parse_args(argv)
-    if a.recipe not in heads: raise ValueError(f"no recipe {a.recipe!r}, there are {', '.join(heads)}")
+    loaded = getattr(sys.modules.get('enas_nb.recipes'), 'recipes', ()) # with recipes that this process may have added
+    if a.recipe not in {*heads, *loaded}: raise ValueError(f"no recipe {a.recipe!r}, there are {', '.join(heads)}")
     if a.seed<0: raise ValueError(f'seed is {a.seed}, allowed is 0 or more')
     if a.epochs is not None and a.epochs<1: raise ValueError(f'epochs is {a.epochs}, allowed is 1 or more')
     return a

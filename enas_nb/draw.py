@@ -114,12 +114,13 @@ def _arc(i, j, at, y, rise):
     if j==i+1: return _d('M', at[i], y, 'H', at[j])
     return _d('M', at[i]+3, y, 'A', (at[j]-at[i])/2-3, rise*(j-i), 0, 0, 1, at[j]-3, y)
 
-def _station(g, n, x, y, color, r=10, chosen=True):
-    "A node on a rail: a disc with its number, or a dark one above its name."
+def _station(g, n, x, y, color, label, drop, chosen):
+    "A node on a rail: a disc with its number, or a dark one above its `label`, which stands lower by `drop`."
     num = g.nodes[n]['label'].split()[-1]
-    fill, inside = color or _dark, color and num.isdigit()
-    return _el('g', _el('title', _say_node(g, n, chosen)), _el('circle', cx=x, cy=y, r=r, fill=fill, stroke='#ffffff' if chosen else _line, stroke_width=1.5),
-               _words(num, x, y, 10, _ink(fill), font_weight=600) if inside else _words(g.nodes[n]['label'], x, y+r+9, 10), class_='node')
+    fill, r = color or _dark, 10
+    disc = _el('circle', cx=x, cy=y, r=r, fill=fill, stroke='#ffffff' if chosen else _line, stroke_width=1.5)
+    text = _words(num, x, y, 10, _ink(fill), font_weight=600) if color and num.isdigit() else _words(label, x, y+r+9+drop, 10)
+    return _el('g', _el('title', _say_node(g, n, chosen)), disc, text, class_='node')
 
 def _dots(op, x, y, colors, slots):
     "The ops that a node could have: a column of dots for each op that it takes; `op`, the chosen one, in colour."
@@ -147,14 +148,22 @@ def _table(g, full, nodes, at, y, colors, w):
 # %% ../nbs/02_draw.ipynb #00000019
 def _pool(p, x, bottom):
     "A line where the image is halved, after layer `p` (from 0)."
-    return _el('g', _el('title', f'the image is halved after layer {p+1}'), _el('path', d=_d('M', x, 22, 'V', bottom), stroke=_line, stroke_dasharray='2 3'),
-               _words('pool', x, 14, 10, _line), class_='pool')
+    line = _el('path', d=_d('M', x, 22, 'V', bottom), stroke=_line, stroke_dasharray='2 3')
+    return _el('g', _el('title', f'the image is halved after layer {p+1}'), line, _words('pool', x, 14, 10, _line), class_='pool')
 
 def _rail_edges(g, pos, at, y, rise, colors):
     "The chosen edges; a skip has the colour of its source."
     for a,b,d in sorted(g.edges(data=True), key=lambda o: pos[o[0]]-pos[o[1]]):
         flow = d['kind']=='flow'
-        yield _edge(g, a, b, d, _arc(pos[a], pos[b], at, y, rise), _dark if flow else colors.get(g.nodes[a]['op'], _dark), 2.5 if flow else 1.7)
+        color, width = (_dark, 2.5) if flow else (colors.get(g.nodes[a]['op'], _dark), 1.7)
+        yield _edge(g, a, b, d, _arc(pos[a], pos[b], at, y, rise), color, width)
+
+def _labels(g, nodes, pitch):
+    "A label for each node that fits beside its neighbours', and whether every other one has to stand lower."
+    wide = max(6*len(g.nodes[o]['label']) for o in nodes) > pitch
+    most = int(2*pitch/6)-1
+    cut  = lambda s: s if not wide or len(s)<=most else s[:most-1]+'…'
+    return {o: cut(g.nodes[o]['label']) for o in nodes}, wide
 
 def _rail(full, g, space, pools=()):
     "One part of a space as a rail, with the choices `g` or without: elements, width, height."
@@ -165,7 +174,8 @@ def _rail(full, g, space, pools=()):
     left  = 34+6.4*max(map(len, colors))
     at    = [left+20+i*pitch for i in range(n)]
     y     = 26+rise*max([0]+[pos[b]-pos[a] for a,b in full.edges() if pos[b]-pos[a]>1]) + (8 if pools else 0)
-    low   = y+38
+    label, wide = _labels(full, nodes, pitch)
+    low   = y+(50 if wide else 38)
     end   = low+18*len(colors)-6
     on    = set(g.edges()) if g else set()
     kids  = [_el('path', d=_d('M', left+6, low+18*k, 'H', at[-1]+24), stroke='#f1f4f8') for k in range(len(colors))]
@@ -178,9 +188,11 @@ def _rail(full, g, space, pools=()):
     for o in nodes:
         op = g and g.nodes[o]['op']
         fill = colors[op] if op else '#ffffff' if slots[o] else None
-        kids += [*_dots(op, at[pos[o]], low, colors, slots[o]), _station(g or full, o, at[pos[o]], y, fill, chosen=bool(g))]
-    names = [(_el('circle', cx=18, cy=low+18*k, r=5, fill=c), _words(o, 28, low+18*k, text_anchor='start')) for k,(o,c) in enumerate(colors.items())]
-    kids.append(_el('g', *[o for pair in names for o in pair], class_='legend'))
+        kids += [*_dots(op, at[pos[o]], low, colors, slots[o]),
+                 _station(g or full, o, at[pos[o]], y, fill, label[o], 12*(wide and pos[o]%2), bool(g))]
+    names = [o for k,(name,c) in enumerate(colors.items())
+             for o in (_el('circle', cx=18, cy=low+18*k, r=5, fill=c), _words(name, 28, low+18*k, text_anchor='start'))]
+    kids.append(_el('g', *names, class_='legend'))
     if g and n>12: kids.append(_table(g, full, nodes, at, end+16, colors, min(26, pitch-6))); end += 11*(n-3)+14
     return kids, at[-1]+38, end+10
 
@@ -259,11 +271,13 @@ def _node(g, n, x, y, size, pills, colors, space, tall):
     (w,h), label = size, g.nodes[n]['label']
     note, num = g.nodes[n].get('note', ''), label.split()[-1]
     top  = y-h/2-(16 if tall and pills else 0)/2
-    kids = [_el('title', _say_node(g, n)), _el('rect', x=x-w/2, y=top, width=w, height=h, rx=8, fill='#ffffff', stroke=_line, stroke_width=1.2)]
+    card = _el('rect', x=x-w/2, y=top, width=w, height=h, rx=8, fill='#ffffff', stroke=_line, stroke_width=1.2)
+    kids = [_el('title', _say_node(g, n)), card]
     wide = w-8 if tall else w-18-8*len(num)
     for i,(op,_) in enumerate(pills):
         py = y+21*(i-(len(pills)-1)/2)
-        kids += [_el('rect', x=x-w/2+4, y=py-9, width=wide, height=18, rx=6, fill=colors[op]), _words(op, x-w/2+4+wide/2, py, 11, _ink(colors[op]))]
+        kids += [_el('rect', x=x-w/2+4, y=py-9, width=wide, height=18, rx=6, fill=colors[op]),
+                 _words(op, x-w/2+4+wide/2, py, 11, _ink(colors[op]))]
     if pills: kids.append(_words(num, x, top+10, 12, font_weight=700) if tall else _words(num, x+w/2-7-4*len(num), y, 12, font_weight=700))
     else:     kids.append(_words(label, x, y-7 if note else y, 12, font_weight=600))
     if note:  kids.append(_words(note, x, y+8, 10, _line))
@@ -412,7 +426,9 @@ def shares(codes, # [n, `space.length`] ints: an array, a tensor or a list of sa
     ops, links = [o for o in steps if o.kind=='op'], [o for o in steps if o.kind in ('skips','index')]
     p = np.stack([(codes[:,[o.at]]==np.arange(o.n)).mean(0) for o in ops], 1) if ops else np.empty((0,0))
     q = np.full((max([o.n for o in links], default=0), len(links)), np.nan)
-    for i,o in enumerate(links): q[:o.n,i] = codes[:,o.at:o.at+o.n].mean(0) if o.kind=='skips' else (codes[:,[o.at]]==np.arange(o.n)).mean(0)
+    for i,o in enumerate(links):
+        chosen = codes[:,o.at:o.at+o.n] if o.kind=='skips' else codes[:,[o.at]]==np.arange(o.n)
+        q[:o.n,i] = chosen.mean(0)
     return p, q
 
 # %% ../nbs/02_draw.ipynb #0000004b

@@ -35,7 +35,8 @@ class Gain(NamedTuple):
     verb: str   # `'beat'`, `'lost to'` or `'could not be told from'`
 
 def compare(measure, # The measure of both
-            a, b,    # Results: dicts with `test_MEASURE`, and for text `parts`
+            a,       # A result: a dict with `test_MEASURE`, and for text `parts`
+            b,       # Another
             n,       # Test images
            )->Gain:
     "The gain of `a` over `b`; nan where one diverged."

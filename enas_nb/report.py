@@ -28,7 +28,8 @@ def _gain(gain, se):
     "A gain in nats a word."
     return 'where one diverged' if math.isnan(gain) else f'a gain of {gain:+.3f} ± {se:.3f} nats a word'
 
-def show(measure, value): # A number, or None for a network that diverged
+def show(measure, # A `Measure`
+         value):  # A number, or None for a network that diverged
     "A number of a measure, with its digits."
     return 'none, it diverged' if value is None else measure.show.format(value)
 

@@ -1,4 +1,5 @@
 "Pictures and plots at every size: well-formed, complete, deterministic, with clear errors."
+from dataclasses import dataclass
 import subprocess, sys
 import xml.etree.ElementTree as ET
 
@@ -8,7 +9,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from enas_nb.draw import Drawing, _slots, draw, op_colors, plot_history, plot_op_share, shares
-from enas_nb.space import Arch, MacroSpace, MicroSpace, RecurrentSpace, SearchSpace
+from enas_nb.macro import MacroSpace
+from enas_nb.micro import MicroSpace
+from enas_nb.recurrent import RecurrentSpace
+from enas_nb.space import Arch, Op, SearchSpace, Step
 
 ns = '{http://www.w3.org/2000/svg}'
 spaces = st.one_of(st.builds(MacroSpace, st.integers(1, 14)), st.builds(MicroSpace, st.integers(1, 8)), st.builds(RecurrentSpace, st.integers(1, 13)))
@@ -73,7 +77,7 @@ def test_sizes():
     assert len(big.svg) < 120_000
 
 def test_same_bytes_in_another_process():
-    code = "from enas_nb.space import *; from enas_nb.draw import *; print(draw(MicroSpace(5).archs(MicroSpace(5).random(seed=7))[0]))"
+    code = "from enas_nb.micro import *; from enas_nb.draw import *; print(draw(MicroSpace(5).archs(MicroSpace(5).random(seed=7))[0]))"
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env={'PYTHONHASHSEED':'5', 'PATH':''}).stdout
     assert out.strip()==str(draw(MicroSpace(5).archs(MicroSpace(5).random(seed=7))[0]))
 
@@ -87,10 +91,39 @@ def test_wrong_pools(pools):
     with pytest.raises(ValueError, match='allowed are layers 0 to 1') as e: draw(MacroSpace(2), pools=pools)
     assert '\n' not in str(e.value)
 
-def test_space_without_a_graph():
-    class Bare(SearchSpace): name = 'bare'
-    SearchSpace.registry.pop('bare')
-    with pytest.raises(TypeError, match=r'draw needs Bare\.graph'): draw(Bare())
+@dataclass(frozen=True)
+class Plain(SearchSpace):
+    "Nothing but decisions: six edges with an op each, then an index and two skips."
+    ops: tuple = (Op('none'), Op('skip', color='#123456'), Op('conv1x1'))
+    def decisions(self):
+        for i,edge in enumerate(('0 to 1', '0 to 2', '1 to 2', '0 to 3', '1 to 3', '2 to 3')):
+            yield Step('op', f'edge {edge}', n=3, at=i, feed='op', remember='h')
+        yield Step('index', 'which edge first', n=6, at=6, among=tuple(range(6)), feed='state', remember='h')
+        yield Step('skips', 'which also', n=2, at=7, among=(0, 1), feed='mean')
+
+def boxes(svg):
+    "Left, right, height and size of each text of a picture, by the width of its letters."
+    root = ET.fromstring(svg)
+    for g in root.iter(f'{ns}text'):
+        w = .6*float(g.get('font-size'))*len(g.text or '')
+        x = float(g.get('x')) - (w/2 if g.get('text-anchor')=='middle' else 0)
+        yield x, x+w, float(g.get('y')), float(g.get('font-size')), g.text
+
+def test_a_space_that_only_lists_its_decisions_draws_itself():
+    space = Plain()
+    for o in (space, *space.archs(space.random(5, seed=0))):
+        svg = str(draw(o))
+        width = float(ET.fromstring(svg).get('viewBox').split()[2])
+        texts = list(boxes(svg))
+        assert all(l >= 0 and r <= width for l,r,*_ in texts), 'a label leaves the card'
+        bad = [(a[4], b[4]) for i,a in enumerate(texts) for b in texts[:i] if abs(a[2]-b[2])<a[3] and min(a[1], b[1])-max(a[0], b[0])>1]
+        assert not bad, f'labels overlap: {bad}'
+    arch = space.parse('0 1 2 0 1 2 3 1 0')
+    assert {(g[0][1], g[1][1]) for g in arch.graph().edges() if arch.graph().edges[(*g, 0)]['kind']=='skip'} == {(3, 6), (0, 7)}
+
+def test_an_op_has_the_colour_of_its_row():
+    colors = op_colors(Plain())
+    assert colors['skip']=='#123456' and len(set(colors.values()))==3
 
 def test_pools():
     root = ET.fromstring(str(draw(MacroSpace(6), pools=(1, np.int64(3)))))

@@ -15,12 +15,12 @@ from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_lm_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from enas_nb.presets import released
-from enas_nb.recurrent import RecurrentLM, SharedRecurrentLM, evaluate_ppl
+from enas_nb.recurrent import RecurrentLM, RecurrentSpace, SharedRecurrentLM
 from enas_nb.reinforce import ppl_reward
 from enas_nb.retrain import arch_learner
 from enas_nb.search import score_batch, search_learner
-from enas_nb.space import RecurrentSpace
-from enas_nb.text import file_dls, lm_dls, ptb_dls, tokens
+
+from enas_nb.text import evaluate_ppl, file_dls, lm_dls, ptb_dls, tokens
 from enas_nb.train import NTASGD
 
 space = RecurrentSpace(5)

@@ -1,20 +1,30 @@
 "Plumbing of `enas_nb.text`: what its notebook does not show"
-import ast,subprocess,sys,tarfile
+import ast,math,subprocess,sys,tarfile
 from copy import copy,deepcopy
 from functools import partial
+from types import SimpleNamespace
 import pandas as pd, pytest, torch
 import fastai.callback.schedule
 from fastai.data.core import Datasets
 from fastai.data.external import untar_data
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import Perplexity
 from fastai.text.core import BaseTokenizer
 from fastai.text.data import LMDataLoader,LMTensorText,TensorText,TextDataLoaders
 from fastai.text.learner import language_model_learner
+from fastai.text.models.core import get_language_model
 from fastai.text.models.awdlstm import AWD_LSTM,awd_lstm_lm_config
 from fastai.learner import load_learner
+from fastai.tabular.data import TabularDataLoaders
 from hypothesis import given,settings,strategies as st
 from enas_nb import text
-from enas_nb.data import MemoryDL,cache_valid,open_test,random_batch,rng,split_valid,with_valid
+from torch import nn
+from torch.nn import functional as F
+from enas_nb.data import ImageTask,digits_dls,open_test,split_valid,with_valid
+from enas_nb.memory import MemoryDL,cache_valid,random_batch,rng
+from enas_nb.presets import released
+from enas_nb.reinforce import ppl_reward
 from enas_nb.text import *
 
 try: text._ptb_path(); ptb_there = True
@@ -372,3 +382,105 @@ def test_a_path_that_cannot_be_read_is_refused(tmp_path):
     (tmp_path/'valid.txt').write_text('')
     with pytest.raises(ValueError, match='valid.txt holds no words'): file_dls(tmp_path, **KW)
     with pytest.raises(ValueError, match='one batch needs 2,241'): file_dls(f)
+
+# ---- perplexity, exactly
+class Always(nn.Module):
+    "The same scores after any word"
+    def __init__(self, n, large=1.): super().__init__(); self.scores = nn.Parameter(torch.linspace(-2, 2, n)*large)
+    def reset(self): pass
+    def forward(self, x): return self.scores.expand(*x.shape, -1),None,None
+
+def lstm(n=60):
+    torch.manual_seed(0)
+    return get_language_model(AWD_LSTM, n, config=awd_lstm_lm_config | dict(emb_sz=12, n_hid=16, n_layers=2))
+
+def test_perplexity_of_fastais_own_model():
+    net,stream = lstm().eval(),torch.randint(60, (700,), generator=rng(0, 'stream'))
+    assert evaluate_ppl(net, stream, rows=6, warm=50).ppl==pytest.approx(evaluate_ppl(net, stream, rows=1).ppl, rel=1e-3)
+
+@needs_ptb
+def test_perplexity_on_real_text_agrees_with_word_after_word():
+    stream = tokens(ptb_dls(bs=8, n_train=20_000, device='cpu'), 'test')[:4000]
+    net = lstm(10_000)
+    score = evaluate_ppl(net, stream, rows=8)
+    assert score.n==3999 and score.ppl==pytest.approx(evaluate_ppl(net, stream, rows=1, seq_len=1).ppl, rel=1e-3)
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(2, 300), rows=st.integers(1, 80), warm=st.integers(0, 60), seq_len=st.integers(1, 40))
+def test_every_word_but_the_first_counts_once(n, rows, warm, seq_len):
+    net,stream = Always(50),torch.randint(50, (n,), generator=rng(n, 'stream'))
+    losses = F.cross_entropy(net.scores.expand(n-1, -1), stream[1:], reduction='none')
+    score = evaluate_ppl(net, stream, rows, warm, seq_len)
+    assert score.n==n-1 and score.loss==pytest.approx(losses.mean().item(), rel=1e-5) and score.ppl==math.exp(score.loss)
+    assert 1<=len(score.parts)<=rows and min(score.parts)>=losses.min().item()-1e-5
+
+def test_evaluation_leaves_the_model_as_it_was():
+    net,stream = lstm(),torch.randint(60, (300,), generator=rng(0, 'stream'))
+    first = evaluate_ppl(net.train(), stream, rows=3, warm=10)
+    assert net.training and evaluate_ppl(net.eval(), stream, rows=3, warm=10)==first and not net.training
+    assert all(p.grad is None for p in net.parameters())
+
+def test_what_has_no_exact_perplexity_is_refused():
+    with pytest.raises(ValueError, match='a text of 1 words has no perplexity'): evaluate_ppl(Always(5), torch.tensor([1]))
+    net = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False))
+    with pytest.raises(ValueError, match="statistics of a batch.*bn_eval='running'"): evaluate_ppl(net, torch.zeros(9, dtype=torch.long))
+
+# ---- the task
+def test_the_task_of_text():
+    dls,part = toy(),released['recurrent'].search
+    state,order = torch.get_rng_state(),dls.train.rng.getstate()
+    task = find_task(dls)
+    assert torch.equal(state, torch.get_rng_state()) and order==dls.train.rng.getstate()
+    assert type(task) is TextTask and TextTask.fits(dls) and not ImageTask.fits(dls)
+    assert (task.name,task.n_in,task.n_out,task.window(part))==('text',10,10,part.bptt)
+    assert task.sizes()==dict(train=200, valid=90, test=70)
+    pred,targ = torch.randn(2, 3, 10, generator=rng(0, 'scores')),torch.tensor([[1,2,3],[4,5,6]])
+    assert torch.equal(task.reward(part)(pred, targ), ppl_reward(pred, targ, c=part.reward_c))
+    assert type(task.metric()) is Perplexity and type(task.search_metric()) is MedianPerplexity
+    assert task.shared(part.reward_c/torch.tensor([90.,100.,5e4]), part)==pytest.approx(100)
+    reward,searched = task.halves(seed=1)
+    for a,b in zip((reward,searched.valid), split_valid(dls, 1)): same(a, b)
+    assert torch.equal(tokens(searched, 'test'), tokens(dls, 'test'))
+
+def test_the_measure_of_text():
+    measure = TextTask.measure
+    assert (measure.name,measure.items,measure.unit)==('perplexity','words','nats a word')
+    assert measure.gain(90., 100.)==pytest.approx(math.log(100/90)) and measure.best([90.,100.])==90
+    assert measure.show.format(123.456)=='123.5'
+
+def test_a_trained_network_is_measured_exactly():
+    dls = toy()
+    learn = Learner(dls, lstm(10), loss_func=CrossEntropyLossFlat())
+    task = TextTask(dls)
+    for part in ('valid','test'):
+        score = evaluate_ppl(learn.model, tokens(dls, part))
+        assert task.measured(learn, part)==dict(value=score.ppl, parts=score.parts)
+    with pytest.raises(ValueError, match="part 'all'"): task.measured(learn, 'all')
+
+@pytest.mark.parametrize('large', [1e4,float('nan')])
+def test_an_exploded_network_has_no_measure(large):
+    dls = toy()
+    learn = Learner(dls, Always(10, large), loss_func=CrossEntropyLossFlat())
+    assert TextTask(dls).measured(learn, 'test')==dict(value=None, parts=None)
+
+@pytest.mark.parametrize('how', ['df','folder'])
+def test_the_task_of_fastais_own_dataloaders(how, tmp_path):
+    task = find_task(lm_of_fastai(how, tmp_path))
+    assert type(task) is TextTask and task.n_in==task.n_out==len(task.dls.vocab)
+
+def test_the_task_of_images(): assert type(find_task(digits_dls())) is ImageTask
+
+def test_data_of_no_task_are_refused():
+    df = pd.DataFrame(dict(a=torch.randn(20).numpy(), y=torch.randn(20).numpy()))
+    dls = TabularDataLoaders.from_df(df, cont_names=['a'], y_names='y', bs=4)
+    with pytest.raises(ValueError, match=r'a batch is torch.int64 \(4, 0\); images are \[n, channels'): find_task(dls)
+    with pytest.raises(ValueError, match='and that is not text'): TextTask(digits_dls())
+
+def test_the_median_of_perplexities():
+    metric = MedianPerplexity()
+    metric.reset()
+    assert metric.name=='median_ppl' and metric.value is None
+    for i,ppl in enumerate((float('nan'),100.,float('inf'),110.,120.)):
+        metric.accumulate(SimpleNamespace(loss=torch.tensor([ppl]).log()))
+        if i==3: assert metric.value.item()==pytest.approx(110)   # of 100, 110, inf, inf the lower middle one
+    assert metric.value.item()==pytest.approx(120)                # of 100, 110, 120, inf, inf
