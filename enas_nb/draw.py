@@ -196,62 +196,6 @@ def _rail(full, g, space, pools=()):
     if g and n>12: kids.append(_table(g, full, nodes, at, end+16, colors, min(26, pitch-6))); end += 11*(n-3)+14
     return kids, at[-1]+38, end+10
 
-# %% ../nbs/02_draw.ipynb #0000001b
-def _columns(g):
-    "Columns of nodes and of dummies, and the items along each edge."
-    cols = [sorted(o) for o in nx.topological_generations(g)]
-    for n in [o for o in g if not g.out_degree(o)]: # what nobody reads stands in the last column
-        for c in cols: c[:] = [o for o in c if o!=n]
-        cols[-1].append(n)
-    col, chains = {n:c for c,o in enumerate(cols) for n in o}, {}
-    for e in g.edges(keys=True):
-        dummies = [(c, e) for c in range(col[e[0]]+1, col[e[1]])]
-        for o in dummies: cols[o[0]].append(o)
-        chains[e] = [e[0], *dummies, e[1]]
-    return cols, chains
-
-def _crossings(cols, chains):
-    "How many pairs of edges cross."
-    pos  = {o:(c,i) for c,col in enumerate(cols) for i,o in enumerate(col)}
-    gaps = [[] for _ in cols] # edges between a column and the next
-    for chain in chains.values():
-        for a,b in pairwise(chain): gaps[pos[a][0]].append((pos[a][1], pos[b][1]))
-    return sum((a-c)*(b-d)<0 for o in gaps for i,(a,b) in enumerate(o) for c,d in o[:i])
-
-# %% ../nbs/02_draw.ipynb #0000001c
-def _sort_columns(cols, chains, near, sweeps=12):
-    "The columns in the order with the fewest crossings that `sweeps` of sorting find."
-    best = (_crossings(cols, chains), cols)
-    for s in range(sweeps):
-        side, new = s%2, []
-        pos = {o:(i+.5)/len(c) for c in cols for i,o in enumerate(c)}
-        for c in cols[::-1] if side else cols:
-            key = {o:(round(np.mean([pos[a] for a in near[o][side]] or [pos[o]]), 9), pos[o]) for o in c}
-            new.append(sorted(c, key=key.get))
-            pos.update({o:(i+.5)/len(c) for i,o in enumerate(new[-1])})
-        cols = new[::-1] if side else new
-        best = min(best, (_crossings(cols, chains), cols), key=lambda o: o[0])
-    return best[1]
-
-def _heights(cols, near, room, sweeps=24):
-    "A height for each item: close to its neighbours', with half the `room` of both between two of a column."
-    y = {o:40.*(i-len(c)/2) for c in cols for i,o in enumerate(c)}
-    for _ in range(sweeps):
-        for c in cols:
-            gaps = np.cumsum([0]+[(room(a)+room(b))/2 for a,b in pairwise(c)])
-            goal = np.array([np.mean([y[a] for a in near[o][0]+near[o][1]] or [y[o]]) for o in c])
-            y.update(zip(c, isotonic_regression(goal-gaps).x+gaps))
-    return y
-
-def _layered(g, room):
-    "The columns of `g`, a height for each item in them, and the items along each edge."
-    cols, chains = _columns(g)
-    near = {o:([], []) for c in cols for o in c} # what is left and what is right of it
-    for chain in chains.values():
-        for a,b in pairwise(chain): near[b][0].append(a); near[a][1].append(b)
-    cols = _sort_columns(cols, chains, near)
-    return cols, _heights(cols, near, room), chains
-
 # %% ../nbs/02_draw.ipynb #00000020
 def _pills(g, n):
     "The ops on a node's card, each with the edge that carries it (`None` for an op of the node itself)."

@@ -95,6 +95,7 @@ class SearchSpace:
             raise ValueError(f'a space named {cls.name!r} is in the library already, give {cls.__name__} another `name`')
         if cls.name not in _ours or cls.__module__.split('.')[0]==SearchSpace.__module__.split('.')[0]: # not while its own chapter runs
             SearchSpace.classes[cls.name] = cls
+        cls.ops = tuple(o if isinstance(o, Op) else Op(o) for o in cls.ops)
         cls.known = {o: o for o in cls.ops} # rows by name
 
     def __post_init__(self):
@@ -125,7 +126,7 @@ class SearchSpace:
 class TinySpace(SearchSpace):
     "The 384 cells of `00_enas`: three nodes, each reads one earlier output and applies one op. All are retrained."
     name: ClassVar[str] = 'tiny'
-    ops = (Op('conv3x3', color='#0072b2'), Op('max3x3', color='#cc79a7'), Op('tanh', color='#009e73'), Op('identity', color='#5b6472'))
+    ops = (Op('conv3x3', color='#0072b2'), Op('relu', color='#d55e00'), Op('max3x3', color='#cc79a7'), Op('identity', color='#5b6472'))
     rail = False
 
     def decisions(self):
