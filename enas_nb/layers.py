@@ -101,7 +101,7 @@ def pool(name, # `'avg'` or `'max'`
 
 # %% ../nbs/07_layers.ipynb #0000001c
 class FactorizedReduction(nn.Module):
-    "Halve the image: two 1x1 convolutions on two grids of pixels, concatenated, and a batch norm (`_factorized_reduction`; no ReLU inside)."
+    "Halve the image: 1x1 convolutions on two grids of pixels, concatenated, and batch norm (`_factorized_reduction`)."
     def __init__(self,
         ni, # Channels in
         nf, # Channels out
@@ -142,7 +142,8 @@ class AuxHead(nn.Module):
 
     def forward(self, x):
         h,w = x.shape[2:]
-        if min(h, w)<5: raise ValueError(f'the auxiliary head needs maps of at least 5x5 pixels and gets {h}x{w}: take larger images, or aux=False')
+        if min(h, w)<5:
+            raise ValueError(f'the auxiliary head needs maps of at least 5x5 pixels and gets {h}x{w}: take larger images, or aux=False')
         return self.head(self.conv(self.proj(F.avg_pool2d(F.relu(x), 5, stride=3))))
 
 # %% ../nbs/07_layers.ipynb #00000028

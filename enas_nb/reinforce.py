@@ -17,7 +17,7 @@ from .controller import Controller, Walk
 
 # %% ../nbs/04_reinforce.ipynb #00000018
 class MovingAverage:
-    "The paper's baseline: an exponential moving average of all rewards so far, updated by each before it is used (`general_controller.py`)."
+    "The paper's baseline: an exponential moving average of all rewards so far, the present one included (`general_controller.py`)."
     def __init__(self,
         decay=.99, # b ← decay·b + (1-decay)·R
     ): self.decay, self.value = decay, 0.
@@ -127,7 +127,9 @@ def step(self:Reinforce,
     return dict(reward=rewards.mean(), entropy=walk.entropy.detach().mean())
 
 @patch
-def state_dict(self:Reinforce): "All that a resumed run needs, beside θ."; return dict(opt=self.opt.state_dict(), baseline=self.baseline.value)
+def state_dict(self:Reinforce):
+    "All that a resumed run needs, beside θ."
+    return dict(opt=self.opt.state_dict(), baseline=self.baseline.value)
 
 @patch
 def load_state_dict(self:Reinforce, d): # As made by `state_dict`
