@@ -94,5 +94,6 @@ def judge(result)->Judged: # As `run_recipe` returns it
     measure = measure_of(result)
     against = lambda o: compare(measure, result, o, result[measure.items]['test'])
     lstm = min(result['lstms'], key=lambda o: o[f'valid_{measure.name}'] or math.inf) if 'lstms' in result else None
-    size = np.mean(result['child_params'])/np.mean(result['random_params'])
-    return Judged(against(result['equal_cost_rival']), lstm and against(lstm), lstm, Paired(**result['paired_difference']), size)
+    kids, pairs = result.get('child_params'), result.get('paired_difference', dict(mean=None, se=0., n=0))
+    size = np.mean(kids)/np.mean(result['random_params']) if kids else math.nan
+    return Judged(against(result['equal_cost_rival']), lstm and against(lstm), lstm, Paired(**pairs), size)

@@ -138,6 +138,8 @@ class _LM(nn.Module):
         return loose_ends([o.prev for o in nodes], len(nodes))
 
 # %% ../nbs/10_recurrent.ipynb #00000012
+_known = {o: o.search for o in RecurrentSpace.ops if o in fused_ops} # a row of the reader's may have one of these names
+
 @patch
 def memory(self:_LM, bs, like):
     "The memory to start from: zeros if there is none for so many rows, or if another architecture made it."
@@ -157,7 +159,7 @@ def forward(self:_LM, x):
     mask = _mask(h, h.shape, self.hidden_p) if self.training and self.hidden_p else None
     ws = [F.dropout(w, self.weight_p, self.training) for w in ws] if self.weight_p else ws
     args = nodes, self.ends(nodes), xs, h, ws, mask
-    fused = not self.norm and all(o.op in fused_ops for o in nodes)
+    fused = not self.norm and all(_known.get(o.op) is o.op.search for o in nodes)
     out = cell_fused(*args) if fused else cell_loop(*args, self.norms, self.norm)
     last = out[-1].detach()
     self.hidden = self.arch, torch.where(last.isfinite().all(1, keepdim=True), last, 0.)

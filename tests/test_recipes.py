@@ -8,10 +8,14 @@ from fastai.data.external import fastai_path
 from enas_nb.data import images_dls
 from enas_nb.text import lm_dls
 from enas_nb.presets import n_epochs
-from enas_nb.recipes import estimate, lstm_lm, paired, plot_retrained, published, recipes, report, run_recipe, verdict
+from enas_nb.cost import estimate
+from enas_nb.published import published
+from enas_nb.recipes import lstm_lm, recipes, run_recipe
+from enas_nb.report import paired, plot_retrained, report, verdict
 from enas_nb.retrain import arch_learner
 from enas_nb.search import search_learner
-from enas_nb.space import MacroSpace, RecurrentSpace
+from enas_nb.macro import MacroSpace
+from enas_nb.recurrent import RecurrentSpace
 from fastai.callback.core import Callback, CancelFitException
 
 class TwoSteps(Callback):
@@ -30,7 +34,7 @@ def ptb_like(bs=4, seq_len=5):
     words = lambda n: [vocab[i] for i in torch.randint(10_000, (n,)).tolist()]
     return lm_dls(words(400), words(100), words(100), vocab, bs=bs, seq_len=seq_len, device='cpu')
 
-@pytest.mark.parametrize('name', [o.name for o in recipes.values() if o.gpu and o.text])
+@pytest.mark.parametrize('name', [o.name for o in recipes.values() if o.gpu and o.task.name=='text'])
 def test_two_steps_of_text_at_the_papers_size(name):
     "A step of ω on each of two batches of 4 rows and 5 words, a step of θ, and two steps of the final training."
     torch.manual_seed(0)
@@ -39,7 +43,7 @@ def test_two_steps_of_text_at_the_papers_size(name):
     learn, two = search_learner(dls, r.space, preset=p), TwoSteps()
     with learn.no_bar(), learn.no_logging(): learn.fit(1, .01, cbs=two)
     assert two.n==2 and torch.isfinite(learn.model.net.encoder.weight).all()
-    learn.search.in_epoch = False; learn.search.after_train()
+    learn.search.after_train()
     assert 0 < learn.search.value('reward') < 80 and learn.search.value('entropy') > 0
     arch = learn.derive(2)
     del learn
@@ -48,7 +52,7 @@ def test_two_steps_of_text_at_the_papers_size(name):
     with final.no_bar(), final.no_logging(): final.fit(1, .01, cbs=two)
     assert two.n==2 and (final.model.ws[-1]!=before).any()
 
-@pytest.mark.parametrize('name', [o.name for o in recipes.values() if o.gpu and not o.text])
+@pytest.mark.parametrize('name', [o.name for o in recipes.values() if o.gpu and o.task.name=='images'])
 def test_two_steps_at_the_papers_size(name):
     "A step of ω on each of two batches of 4 images, a step of θ, and two steps of the final training."
     torch.manual_seed(0)
@@ -58,7 +62,7 @@ def test_two_steps_at_the_papers_size(name):
     two = TwoSteps()
     with learn.no_bar(), learn.no_logging(): learn.fit(1, .01, cbs=two)
     assert two.n==2 and all(torch.isfinite(o).all() for o in learn.model.net.parameters())
-    learn.search.in_epoch = False; learn.search.after_train()
+    learn.search.after_train()
     assert 0 <= learn.search.value('reward') <= 1 and learn.search.value('entropy') > 0
     arch = learn.derive(2)
     final = arch_learner(dls, arch, preset=p, **r.final_sizes())
@@ -103,7 +107,7 @@ def test_training_on_all_images_leaves_nothing_to_choose_by():
     assert 'the rival is one random architecture' in report(d) and 'by validation' not in report(d)
 
 def test_who_trains_on_all():
-    assert all(o.preset.final.all_train==o.gpu for o in recipes.values() if not o.text)
+    assert all(o.preset.final.all_train==o.gpu for o in recipes.values() if not (o.task.name=='text'))
 
 # Text
 

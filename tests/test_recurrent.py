@@ -127,3 +127,15 @@ def test_everything_of_fastais_together(how, tmp_path):
     with final.no_bar(), final.no_logging(): final.fit_restarts(2, 2, lr_max=5.)
     assert len(final.recorder.values)==6 and final.recorder.metric_names[3]=='perplexity'
     assert final.recorder.values[-1][2] < len(dls.vocab) and evaluate_ppl(final.model, tokens(dls, 'valid')).ppl < len(dls.vocab) # better than a guess
+
+def test_a_function_of_ones_own_runs_even_under_a_known_name():
+    "The fused cell knows tanh, and not what somebody else calls tanh."
+    from enas_nb.space import Op
+    x = torch.randint(20, (2, 6))
+    def logits(op):
+        torch.manual_seed(0)
+        space = RecurrentSpace(2, ops=(op,))
+        try: return space.final_net(space.parse('0 0 0'), 20, 20, width=5, init=.5)(x)[0]
+        finally: RecurrentSpace.known[Op('tanh')] = RecurrentSpace.ops[0]
+    assert torch.equal(logits(RecurrentSpace.ops[0]), logits('tanh'))
+    assert not torch.allclose(logits(Op('tanh', torch.sin)), logits('tanh'))
