@@ -1,4 +1,4 @@
-"""How rewards move the policy: the estimator, its baselines, its variance, and a table of rewards on which all of it can be checked.
+"""How rewards move the policy: the estimator, its baselines, its variance, checked on a table of rewards where all can be computed.
 
 Docs: https://enas-nb.github.io/enas_nb/reinforce.html.md"""
 
@@ -15,9 +15,9 @@ from torch import nn
 from .presets import ControllerPreset
 from .controller import Controller, Walk
 
-# %% ../nbs/04_reinforce.ipynb #00000018
+# %% ../nbs/04_reinforce.ipynb #5db54aca
 class MovingAverage:
-    "The paper's baseline: an exponential moving average of all rewards so far, the present one included (`general_controller.py`)."
+    "The paper's baseline: a moving average of all rewards so far, updated by each before it is used (`general_controller.py`)."
     def __init__(self,
         decay=.99, # b ← decay·b + (1-decay)·R
     ): self.decay, self.value = decay, 0.
@@ -25,14 +25,14 @@ class MovingAverage:
     def __call__(self,
         rewards, # [n], in the order in which they update the average
     ):
-        "The baseline for each reward: [n]. Nothing waits for the device."
+        "The baseline for each reward: [n]. One matrix product, so that nothing waits for the device."
         k = torch.arange(len(rewards), device=rewards.device, dtype=rewards.dtype)
         w = (1-self.decay) * self.decay**(k[:,None]-k).clamp(min=0) * (k[:,None]>=k) # b_i = decay^(i+1) b + Σ_j≤i w_ij R_j
         b = self.value*self.decay**(k+1) + w@rewards
         self.value = b[-1]
         return b
 
-# %% ../nbs/04_reinforce.ipynb #0000001f
+# %% ../nbs/04_reinforce.ipynb #518ec172
 class LeaveOneOut:
     "The baseline of each architecture is the mean reward of the others that were scored on the same minibatch."
     value = 0. # the mean reward of the last step
@@ -46,34 +46,38 @@ class LeaveOneOut:
         self.value = rewards.mean()
         return (rewards.sum()-rewards)/(n-1)
 
-def make_baseline(preset:ControllerPreset): # `ValueError` for an unknown `baseline`, or one that `n_archs` is too small for
+def make_baseline(
+    preset:ControllerPreset, # `ValueError` for an unknown `baseline`, or one that `n_archs` is too small for
+):
     "The baseline that a preset asks for."
     if preset.baseline=='moving-average': return MovingAverage(preset.baseline_decay)
     if preset.baseline!='leave-one-out':
         raise ValueError(f"baseline is {preset.baseline!r}, allowed are 'moving-average', 'leave-one-out'")
-    if preset.n_archs<2: raise ValueError(f'the leave-one-out baseline needs 2 or more architectures a step, n_archs is {preset.n_archs}')
+    if preset.n_archs<2:
+        raise ValueError(f'the leave-one-out baseline needs 2 or more architectures a step, n_archs is {preset.n_archs}')
     return LeaveOneOut()
 
-# %% ../nbs/04_reinforce.ipynb #00000029
+# %% ../nbs/04_reinforce.ipynb #c0bbb5c7
 def ppl_reward(pred, # Logits [..., words], or a tuple that begins with them, as recurrent networks return
                targ, # Word numbers [...]
-               c=80.,        # Reward at a perplexity of 1
+               c=80.,        # Reward at a perplexity of 1; the released code's, the paper (2.2) gives no value
                max_nats=12.):# Loss of a network whose loss is larger, or not a number
     "The reward of a language model on one batch, `c`/perplexity: a scalar tensor."
     logits = pred[0] if isinstance(pred, tuple) else pred
     loss = F.cross_entropy(logits.flatten(0, -2).float(), targ.flatten())
     return c*(-loss.nan_to_num(nan=max_nats).clamp(max=max_nats)).exp()
 
-# %% ../nbs/04_reinforce.ipynb #0000002c
+# %% ../nbs/04_reinforce.ipynb #00000014
 def skip_penalty(walk:Walk, # Of any policy; zeros where no step has skips
                  target=.4, # Prior probability of a skip, between 0 and 1
                  released=False, # The authors' formula, which takes σ(q) where the policy skips with probability σ(2q)?
                 ):
     "KL divergence of P(skip) from a prior, summed over the skips of a layer, mean over the layers that have some: [n]."
-    if not 0<target<1: raise ValueError(f'the prior probability of a skip is {target}, allowed is more than 0 and less than 1')
+    if not 0<target<1:
+        raise ValueError(f'the prior probability of a skip is {target}, allowed is more than 0 and less than 1')
     ds = [d.logits for d in walk.decisions if d.step.kind=='skips'] # log-probabilities [n, skips, 2]
     if not ds: return torch.zeros_like(walk.log_prob)
-    if released: ds = [nn.functional.logsigmoid((z-z.flip(-1))/2) for z in ds]
+    if released: ds = [F.logsigmoid((z-z.flip(-1))/2) for z in ds]
     no,yes = math.log(1-target), math.log(target)
     return sum((z.exp()*z).sum((1,2)) - (z.exp()[...,0]*no + z.exp()[...,1]*yes).sum(1) for z in ds)/len(ds)
 
@@ -81,7 +85,7 @@ def skip_count(walk:Walk): # Of any policy
     "How many skips each architecture has: [n]."
     return sum((d.action.sum(1) for d in walk.decisions if d.step.kind=='skips'), torch.zeros_like(walk.codes[:,0]))
 
-# %% ../nbs/04_reinforce.ipynb #00000035
+# %% ../nbs/04_reinforce.ipynb #00000016
 class Reinforce:
     "Trains a policy's θ by REINFORCE (Williams 1992; paper 2.2): Adam, a baseline, and one `step` per batch of architectures."
     def __init__(self,
@@ -98,7 +102,8 @@ class Reinforce:
     ):
         "R + w·H: [n]. The entropy has no gradient, it acts through the reward only."
         if rewards.shape!=walk.log_prob.shape:
-            raise ValueError(f'rewards are {tuple(rewards.shape)}, one number for each of {len(walk.log_prob)} architectures is wanted')
+            raise ValueError(f'rewards are {tuple(rewards.shape)}, '
+                             f'one number for each of {len(walk.log_prob)} architectures is wanted')
         return rewards + self.preset.entropy_weight*walk.entropy.detach()
 
     def loss(self,
@@ -110,7 +115,7 @@ class Reinforce:
         loss = -(walk.log_prob*(r-self.baseline(r))).mean()
         return loss + p.skip_weight*skip_penalty(walk, p.skip_target).mean() if p.skip_weight else loss
 
-# %% ../nbs/04_reinforce.ipynb #00000037
+# %% ../nbs/04_reinforce.ipynb #98cb039b
 @patch
 def step(self:Reinforce,
     score, # Function of codes [n, length] that returns rewards [n] on the same device
@@ -132,6 +137,8 @@ def state_dict(self:Reinforce):
     return dict(opt=self.opt.state_dict(), baseline=self.baseline.value)
 
 @patch
-def load_state_dict(self:Reinforce, d): # As made by `state_dict`
+def load_state_dict(self:Reinforce,
+    d, # As made by `state_dict`
+):
     "Go on from a saved state."
     self.opt.load_state_dict(d['opt']); self.baseline.value = d['baseline']

@@ -1,14 +1,15 @@
-"Plumbing and properties of the estimator: baselines, loss, resuming, devices."
-import copy
+"The estimator beside exact sums over a listed space; its plumbing: baselines, loss, resuming, devices."
+import itertools, math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from enas_nb.controller import Controller
+from enas_nb.controller import Controller, Decision, Walk, reported_entropy
 from enas_nb.presets import paper, released
-from enas_nb.reinforce import LeaveOneOut, MovingAverage, Reinforce, make_baseline, skip_count, skip_penalty
+from enas_nb.reinforce import LeaveOneOut, MovingAverage, Reinforce, make_baseline, ppl_reward, skip_count, skip_penalty
 from enas_nb.macro import MacroSpace
 from enas_nb.micro import MicroSpace
 from enas_nb.recurrent import RecurrentSpace
@@ -162,3 +163,201 @@ def test_no_tensor_forgets_the_device(plain_lstm_cell, monkeypatch, space, basel
         res = [rf.step(score) for _ in range(2)]
     assert len(losses)==2
     for o in (*losses, *(v for r in res for v in r.values()), rf.baseline.value): assert o.device.type=='cuda'
+
+# --- a space of 216 architectures, listed: 3 layers, 3 ops, skips ------------------------------------------------------------
+
+LISTED = MacroSpace(3, ops=('conv3x3', 'sep3x3', 'max3x3'))
+CHOICES = [o.choices for o,_ in LISTED.slots]
+CODES = torch.tensor(list(itertools.product(*map(range, CHOICES))))                                  # [216, 6]
+PLACE = torch.tensor([math.prod(CHOICES[i+1:]) for i in range(len(CHOICES))])
+BASE  = replace(released['macro'].controller, hidden=32, n_archs=10, lr=5e-3, entropy_weight=0., skip_weight=0.,
+                betas=paper['macro'].controller.betas, eps=paper['macro'].controller.eps)
+
+def make_table(best, seed=0):
+    "Rewards like accuracies: the best has 0.9, each decision that differs costs 0.05, give or take a little."
+    best = torch.tensor(LISTED.parse(best).code)
+    noise = .01*torch.randn(LISTED.size, generator=torch.Generator().manual_seed(seed))
+    return .9 - .05*(CODES!=best).sum(1) + noise*(CODES!=best).any(1)
+
+TABLE = make_table('1 | 1 1 | 1 1 1')
+
+def minibatch(table, common=.05, own=.02, generator=None):
+    "A function of codes that returns noisy rewards; each call is a minibatch."
+    def score(codes):
+        e = torch.randn(len(codes)+1, generator=generator)
+        return table[codes@PLACE] + common*e[0] + own*e[1:]
+    return score
+
+def flat(grads): return torch.cat([g.flatten() for g in grads])
+def stderr(x): return (x.std()/len(x)**.5).item()
+
+@pytest.fixture(scope='module')
+def listed():
+    "An untrained policy, all its probabilities and scores, the exact gradient and mean reward."
+    torch.manual_seed(0)
+    c = Controller(LISTED, BASE)
+    log_p = c.score(CODES).log_prob
+    params = list(c.parameters())
+    G = torch.autograd.grad(log_p, params, torch.eye(len(CODES)), is_grads_batched=True, retain_graph=True)
+    G, p = torch.cat([g.flatten(1) for g in G], 1), log_p.detach().exp()
+    auto = flat(torch.autograd.grad(log_p.exp()@TABLE, params))
+    return SimpleNamespace(c=c, p=p, G=G, exact=(p*TABLE)@G, auto=auto, J=(p@TABLE).item())
+
+def test_exact_gradient_and_baselines(listed):
+    p, G, exact = listed.p, listed.G, listed.exact
+    assert torch.equal(CODES@PLACE, torch.arange(216))
+    assert str(LISTED.archs(CODES[TABLE.argmax()][None])[0])=='1 1 1 1 1 1' and TABLE.max().item()==pytest.approx(.9)
+    torch.testing.assert_close(exact, listed.auto, atol=1e-6, rtol=0)
+    assert (p@G).norm() < 1e-6
+    torch.testing.assert_close((p*(TABLE-.7))@G, exact, atol=1e-6, rtol=0)
+
+def test_single_estimates_are_unbiased_and_a_baseline_calms_them(listed):
+    p, G, exact, J = listed.p, listed.G, listed.exact, listed.J
+    along = G@exact/exact.norm()**2
+    m = torch.multinomial(p, 20_000, replacement=True, generator=torch.Generator().manual_seed(0))
+    none, mean = ((TABLE[m]-b)*along[m] for b in (0., J))
+    for x in (none, mean): assert abs(x.mean()-1) < 4*stderr(x)
+    assert none.std() > 5*mean.std()
+    G2 = (G**2).sum(1)
+    def variance(b): return ((p*(TABLE-b)**2*G2).sum() - exact.norm()**2).item()
+    best_b = ((p*TABLE*G2).sum()/(p*G2).sum()).item()
+    assert best_b == pytest.approx(J, abs=.01)
+    assert variance(best_b) <= variance(J) < variance(0)/50
+
+def test_whole_steps_under_common_noise(listed):
+    p, G, exact, J = listed.p, listed.G, listed.exact, listed.J
+    along, K, n, N = G@exact/exact.norm()**2, G@G.T, 10, 600
+    settled = MovingAverage(); settled.value = J
+    rivals, error = {'none': torch.zeros_like, 'average': settled, 'loo': LeaveOneOut()}, {}
+    for common,(name,baseline) in itertools.product((0., .05, .15), rivals.items()):
+        gen = torch.Generator().manual_seed(1)
+        m = torch.multinomial(p, N*n, replacement=True, generator=gen).view(N, n)
+        f = minibatch(TABLE, common, generator=gen)
+        R = torch.stack([f(CODES[o]) for o in m])
+        A = torch.stack([o-baseline(o) for o in R])/n
+        a = torch.zeros(N, 216).scatter_add_(1, m, A) - p*TABLE
+        x = (A*along[m]).sum(1)
+        assert abs(x.mean()-1) < 4*stderr(x), (name, common)
+        error[name,common] = (((a@K)*a).sum(1).mean()/exact.norm()**2).item()
+    assert all(error['none',c] > 3*error['average',c] for c in (0., .05, .15))
+    assert .8 < error['loo',0.]/error['average',0.] < 1.4
+    assert error['loo',.05] < error['average',.05] and error['loo',.15] < error['average',.15]/3
+    assert error['loo',0.] == pytest.approx(error['loo',.15], rel=1e-2)
+
+def test_gradient_of_the_loss_is_the_estimate(listed):
+    rf = Reinforce(listed.c, replace(BASE, baseline='leave-one-out'))
+    w = listed.c.sample(10, torch.Generator().manual_seed(0))
+    R, rows = TABLE[w.codes@PLACE], listed.G[w.codes@PLACE]
+    got = flat(torch.autograd.grad(rf.loss(w, R), list(listed.c.parameters())))
+    torch.testing.assert_close(got, -((R-LeaveOneOut()(R))[:,None]*rows).mean(0), atol=1e-6, rtol=0)
+
+def truth(c, table):
+    "Exact expected reward, entropy, and probability of the best architecture."
+    with torch.no_grad(): lp = c.score(CODES).log_prob
+    return SimpleNamespace(J=(lp.exp()@table).item(), H=-(lp.exp()@lp).item(), best=lp[table.argmax()].exp().item())
+
+def learn(seed, table=TABLE, n_steps=50, common=.05, own=.02, goal=None, cls=Reinforce, **kw):
+    "A trained policy's `truth` every 5 steps, and whether its mode is the table's best."
+    torch.manual_seed(seed)
+    gen = torch.Generator().manual_seed(seed)
+    rf = cls(Controller(LISTED, replace(BASE, **kw)))
+    f, looks = minibatch(table, common, own, gen), []
+    for i in range(n_steps+1):
+        if i%5==0: looks.append(truth(rf.controller, table))
+        rf.step(f, gen)
+    return looks, (rf.controller.mode().codes@PLACE).item()==table.argmax().item()
+
+def test_the_policy_finds_the_best_architecture():
+    goal, needed = .95*TABLE.max().item(), {}
+    for b in ('moving-average', 'leave-one-out'):
+        for seed in range(3):
+            looks, found = learn(seed, baseline=b)
+            assert found and .4 < looks[-1].best < .66 and looks[-1].H < 2.6, (b, seed)
+            needed[b,seed] = next(10*5*i for i,o in enumerate(looks) if o.J>=goal)
+    assert sorted(needed['leave-one-out',s] for s in range(3))[1] < sorted(needed['moving-average',s] for s in range(3))[1]
+    e3, e1 = math.exp(3), math.exp(2*1.5)                                  # an op: logits ±1.5; a skip: σ(2·1.5)
+    assert (e3/(e3+2))**3 * (e1/(e1+1))**3 == pytest.approx(.65, abs=.01) # the most that is possible
+
+class Surprised(Reinforce):
+    "Pays surprise, -log π(m), and not the path entropy."
+    def paid(self, walk, rewards): return rewards - self.preset.entropy_weight*walk.log_prob.detach()
+
+def test_what_an_entropy_in_the_reward_does():
+    torch.manual_seed(0)
+    gen = torch.Generator().manual_seed(0)
+    rf = Reinforce(Controller(LISTED, replace(BASE, baseline='leave-one-out')))
+    for _ in range(15): rf.step(minibatch(TABLE, generator=gen), gen)
+    w, params = rf.controller.score(CODES), list(rf.controller.parameters())
+    lp, p = w.log_prob, w.log_prob.detach().exp()
+    def grad(y): return flat(torch.autograd.grad(y, params, retain_graph=True))
+    H = -(lp.exp()*lp).sum()
+    of_H = grad(H)
+    path, sampled, surprise = w.entropy.detach(), reported_entropy(w).detach(), -lp.detach()
+    by = grad((p*surprise*lp).sum())                                       # E[-log π ∇log π]
+    assert torch.cosine_similarity(by, of_H, 0).item() == pytest.approx(1, abs=1e-3)
+    assert (by.norm()/of_H.norm()).item() == pytest.approx(1, abs=1e-3)
+    assert (p@path).item() == pytest.approx(H.item(), abs=1e-4)            # the right value,
+    assert grad((p*path*lp).sum()).norm() < .1*of_H.norm()                 # and next to no gradient
+    assert (p@sampled) < .7*H
+
+def test_a_trap_that_surprise_leaves_and_path_entropy_does_not():
+    "The last skip should be off. Skip logits share their weights, and two of three want on."
+    trap = dict(table=make_table('1 | 1 1 | 1 1 0'), baseline='leave-one-out')
+    tried = [(Surprised, 0.), (Surprised, .02), (Surprised, .1), (Reinforce, .02)]
+    runs = {(cls,w): learn(1, cls=cls, entropy_weight=w, **trap) for cls,w in tried}
+    last = {k: looks[-1] for k,(looks,_) in runs.items()}
+    assert [runs[tried[i]][1] for i in (0, 1, 3)] == [False, True, False]
+    assert last[Surprised,.02].best > .3 > last[Surprised,.1].best         # too much is too much
+    assert last[Surprised,.1].H > 4.5
+    assert abs(last[Reinforce,.02].J - last[Surprised,0.].J) < .01
+
+def test_a_large_learning_rate_collapses():
+    runs = {lr: [learn(seed, lr=lr, own=.1)[0] for seed in range(2)] for lr in (BASE.lr, .1)}
+    def mean(lr, f): return sum(map(f, runs[lr]))/2
+    assert mean(.1, lambda o: o[-1].J) < mean(BASE.lr, lambda o: o[-1].J)-.03
+    assert mean(.1, lambda o: o[2].H)  < mean(BASE.lr, lambda o: o[2].H)-1    # after 100 rewards
+
+def test_the_released_adam_hardly_moves_on_small_rewards(listed):
+    rf = Reinforce(listed.c, BASE)
+    w = listed.c.sample(10, torch.Generator().manual_seed(0))
+    g = flat(torch.autograd.grad(rf.loss(w, TABLE[w.codes@PLACE]), list(listed.c.parameters()))).abs()
+    assert (g<1e-3).float().mean() > .95
+    o = released['macro'].controller
+    looks,_ = learn(0, baseline='leave-one-out', lr=o.lr, betas=o.betas, eps=o.eps)
+    assert looks[-1].H > .99*math.log(216)
+
+# --- the skip prior, and rewards of language models ------------------------------------------------------------------------------
+
+def test_both_formulas_of_the_skip_prior():
+    "As functions of the probability of the one skip of a walk that is made by hand."
+    P, step = torch.linspace(.02, .9, 881)[:,None], MacroSpace(2).steps[-1]    # in thousandths
+    d = Decision(step, torch.stack([1-P, P], -1).log(), torch.ones(P.shape, dtype=torch.long))
+    w, P = Walk(torch.ones(P.shape, dtype=torch.long), d.log_prob.sum(1), d.entropy.sum(1), (d,)), P[:,0]
+    torch.testing.assert_close(skip_penalty(w), P*(P/.4).log() + (1-P)*((1-P)/.6).log(), atol=1e-5, rtol=0)
+    Q = (P.logit()/2).sigmoid()                                                # σ(q), where P = σ(2q)
+    torch.testing.assert_close(skip_penalty(w, released=True), Q*(Q/.4).log() + (1-Q)*((1-Q)/.6).log(), atol=1e-5, rtol=0)
+    low, low_released = (P[skip_penalty(w, released=o).argmin()].item() for o in (False, True))
+    assert low == pytest.approx(.4, abs=1e-5)
+    assert low_released == pytest.approx(torch.sigmoid(2*torch.tensor(.4).logit()).item(), abs=1e-3)
+    for bad in (0., 1.):
+        with pytest.raises(ValueError, match='more than 0 and less than 1'): skip_penalty(w, bad)
+
+@pytest.mark.parametrize('formula,rate', [(False, .40), (True, .308)], ids=['kl', 'released'])
+def test_the_prior_alone(formula, rate):
+    torch.manual_seed(0)
+    c, gen = Controller(MacroSpace(2), BASE), torch.Generator().manual_seed(0)
+    opt = torch.optim.Adam(c.parameters(), lr=2e-2)
+    for _ in range(40):
+        opt.zero_grad(); skip_penalty(c.sample(2, gen), released=formula).mean().backward(); opt.step()
+    w = c.sample(20_000, gen)
+    assert torch.equal(skip_count(w), w.codes[:,2])                            # 2 layers have 1 possible skip
+    assert skip_count(w).float().mean().item() == pytest.approx(rate, abs=.02)
+
+def test_ppl_reward():
+    logits, words = torch.zeros(2, 3, 40), torch.arange(6).view(2, 3)
+    assert ppl_reward(logits, words).item() == pytest.approx(80/40)            # who knows nothing has the vocabulary's perplexity
+    assert ppl_reward((logits, None), words, c=1.).item() == pytest.approx(1/40)
+    worst = 80*math.exp(-12)
+    assert ppl_reward((logits*float('nan'), None), words).item() == pytest.approx(worst)
+    sure = torch.zeros(2, 3, 40); sure[...,39] = 100.                          # sure, and wrong
+    assert ppl_reward(sure, words).item() == pytest.approx(worst)
