@@ -13,15 +13,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 # %% ../nbs/appendix/cost.ipynb #6c96e92e
 usual = dict( # by task, where nothing is said: training data, channels or words, classes or words, shape of one of them
-    images=dict(n_train=45_000, n_in=3, n_out=10, shape=(3,32,32)), text=dict(n_train=929_589, n_in=10_000, n_out=10_000, shape=()))
+    images = dict(n_train=45_000,  n_in=3,      n_out=10,     shape=(3,32,32)), # CIFAR-10
+    text   = dict(n_train=929_589, n_in=10_000, n_out=10_000, shape=()))        # Penn Treebank
 
 def count_params(arch, # The architecture
-                 n_in=None,  # Channels of the images, or words; 3, or 10,000 for a recurrent cell, by default
-                 n_out=None, # Classes, or words; 10, or 10,000, by default
+                 n_in=None,  # Channels of the images, or words; by default 3, or 10,000 for a recurrent cell
+                 n_out=None, # Classes, or words; by default 10, or 10,000
                  **sizes): # Of its final network
-    "Parameters of the final network of `arch` and of its auxiliary head, counted from the module, which is built without memory."
+    "Parameters of the final network of `arch`, and of its auxiliary head; the module is built without memory."
     default = usual[arch.space.task]
-    with torch.device('meta'): net = arch.space.final_net(arch, n_in or default['n_in'], n_out or default['n_out'], **sizes)
+    n_in, n_out = n_in or default['n_in'], n_out or default['n_out']
+    with torch.device('meta'): net = arch.space.final_net(arch, n_in, n_out, **sizes)
     n, aux = (sum(p.numel() for p in m.parameters()) if m else 0 for m in (net, getattr(net, 'aux', None)))
     return n-aux, aux
 
@@ -30,29 +32,33 @@ def multiply_adds(net,   # A network; on the meta device nothing is computed
                   shape): # Of one image: channels, height, width; `()` for a word
     "Multiply-adds of matrix products and convolutions for one image, or one word."
     x = torch.empty(1, *shape or (1,), device=next(net.parameters()).device, dtype=torch.float if shape else torch.long)
-    with torch.no_grad(), FlopCounterMode(display=False) as f: net.eval()(x)
-    return f.get_total_flops()//2
+    with torch.no_grad(), FlopCounterMode(display=False) as flops: net.eval()(x)
+    return flops.get_total_flops()//2
 
 # %% ../nbs/appendix/cost.ipynb #530b1893
-def estimate(recipe,               # A `Recipe`
-             n_train=None,         # Training images, or words; 45,000, or the 929,589 of Penn Treebank, by default
-             n_valid=5_000,        # Validation images, which a preset may train on in the end
-             shape=None,           # Of one image; 3x32x32 by default
-             n_out=None,           # Classes, or words; 10, or 10,000, by default
-             n=5,                  # Random architectures over which is averaged
-             rate=1e12):           # Operations a second that are sustained; a multiply-add is two
-    "Multiply-adds of a recipe's search (ω, θ) and of one retraining, and hours for both with random search at equal cost."
+def _per_item(recipe, n, n_in, n_out, shape):
+    "Multiply-adds of an image or a word in the shared network and in a final one: means over `n` architectures."
+    space, archs = recipe.space, recipe.space.archs(recipe.space.random(n, seed=0))
+    shared, alone, sizes = [], [], space.sizes(recipe.preset.final) | recipe.final_sizes()
+    with torch.device('meta'):
+        net = recipe.search_net(n_in, n_out)
+        for net.arch in archs: shared.append(multiply_adds(net, shape))
+        for arch in archs: alone.append(multiply_adds(space.final_net(arch, n_in, n_out, **sizes), shape))
+    return sum(shared)/n, sum(alone)/n
+
+def estimate(recipe,        # A `Recipe`
+             n_train=None,  # Training images, or words; by default 45,000, or the 929,589 of Penn Treebank
+             n_valid=5_000, # Validation images, which a preset may train on in the end
+             shape=None,    # Of one image; 3x32x32 by default
+             n_out=None,    # Classes, or words; by default 10, or 10,000
+             n=5,           # Random architectures over which is averaged
+             rate=1e12):    # Operations a second that are sustained; a multiply-add is two
+    "Multiply-adds of a search (`omega`, `theta`) and a retraining; `hours` for both with random search at equal cost."
     search, final, theta = recipe.preset.search, recipe.preset.final, recipe.preset.controller
     default = usual[search.task]
-    n_train, n_out, shape = n_train or default['n_train'], n_out or default['n_out'], default['shape'] if shape is None else shape
-    n_in  = shape[0] if shape else n_out
-    archs = recipe.space.archs(recipe.space.random(n, seed=0))
-    with torch.device('meta'):
-        net, shared = recipe.search_net(n_in, n_out), []
-        for net.arch in archs: shared.append(multiply_adds(net, shape))
-        alone = [multiply_adds(recipe.space.final_net(a, n_in, n_out, **recipe.space.sizes(final) | recipe.final_sizes()), shape)
-                 for a in archs]
-    shared, alone = sum(shared)/n, sum(alone)/n
+    n_train, n_out = n_train or default['n_train'], n_out or default['n_out']
+    shape = default['shape'] if shape is None else shape
+    shared, alone = _per_item(recipe, n, shape[0] if shape else n_out, n_out, shape)
     cost = dict(omega=3*search.n_epochs*n_train*shared,
                 theta=(search.n_epochs-theta.warmup)*theta.steps*theta.n_archs*search.bs*search.row*shared,
                 retrain=3*final.n_epochs*(n_train+n_valid*final.all_train)*alone)

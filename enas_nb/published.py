@@ -65,19 +65,21 @@ class RecipeHead:
     about: str        # What it is, and how long it takes
     gpu: bool = False # Is it out of reach of a CPU?
 
-heads = {
-    'digits-macro': RecipeHead("scikit-learn's 8x8 digits, 6 layers: two minutes on one core"),
-    'digits-micro': RecipeHead("scikit-learn's 8x8 digits, cells of 4 nodes: some two minutes on one core"),
-    'fashion-macro': RecipeHead('Fashion-MNIST, 10,000 training images, 6 layers: some 10 minutes on one core'),
-    'cifar10-macro-small': RecipeHead('CIFAR-10, 20,000 training images, 6 layers: some 15 minutes on one core'),
-    'cifar10-micro-small': RecipeHead('CIFAR-10, 10,000 training images, cells of 5 nodes: some 17 minutes on one core'),
-    'cifar10-micro': RecipeHead("CIFAR-10 at the paper's size, 18 layers in the end", gpu=True),
-    'cifar10-micro-cutout': RecipeHead('the same with CutOut', gpu=True),
-    'cifar10-macro': RecipeHead("CIFAR-10 at the paper's size, 12 layers", gpu=True),
-    'cifar10-macro-wide': RecipeHead('the same, 128 channels in the end', gpu=True),
-    'text-small': RecipeHead('The prose of installed docstrings, 80,000 words, 2,000 different ones, cells of 8 nodes: '
-                             'some 6 minutes on one core'),
-    'ptb-small': RecipeHead('Penn Treebank, 300,000 training words, cells of 8 nodes: some 50 minutes on one core, '
-                            'fewer with OMP_NUM_THREADS=2'),
-    'ptb': RecipeHead("Penn Treebank at the paper's size with the numbers of the authors' first code, cells of 12 nodes", gpu=True),
-    'ptb-lm': RecipeHead("the same with the authors' later cell and numbers (enas_lm)", gpu=True)}
+heads = {k: RecipeHead(about) for k,about in {
+    'digits-macro': "scikit-learn's 8x8 digits, 6 layers: some 2 minutes on one core",
+    'digits-micro': "scikit-learn's 8x8 digits, cells of 4 nodes: some 2 minutes on one core",
+    'fashion-macro': 'Fashion-MNIST, 10,000 training images, 6 layers: some 10 minutes on one core',
+    'cifar10-macro-small': 'CIFAR-10, 20,000 training images, 6 layers: some 15 minutes on one core',
+    'cifar10-micro-small': 'CIFAR-10, 10,000 training images, cells of 5 nodes: some 15 minutes on one core',
+    'text-small': 'The prose of installed docstrings, 80,000 words, 2,000 different ones, cells of 8 nodes: '
+                  'some 6 minutes on one core',
+    'ptb-small': 'Penn Treebank, 300,000 training words, cells of 8 nodes: some 45 minutes on one core, '
+                 'fewer with OMP_NUM_THREADS=2'}.items()}
+
+heads |= {k: RecipeHead(about, gpu=True) for k,about in {
+    'cifar10-micro': "CIFAR-10 at the paper's size, 18 layers in the end",
+    'cifar10-micro-cutout': 'the same with CutOut',
+    'cifar10-macro': "CIFAR-10 at the paper's size, 12 layers",
+    'cifar10-macro-wide': 'the same, 128 channels in the end',
+    'ptb': "Penn Treebank at the paper's size with the numbers of the authors' first code, cells of 12 nodes",
+    'ptb-lm': "the same with the authors' later cell and numbers (enas_lm)"}.items()}

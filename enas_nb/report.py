@@ -13,58 +13,66 @@ from types import SimpleNamespace
 import numpy as np
 import matplotlib.pyplot as plt
 from .presets import n_epochs
-from .evaluate import judge, measure_of, told
+from .evaluate import Findings, told
 
 # %% ../nbs/15_report.ipynb #90892919
-words = dict(
-    accuracy=dict(average='mean', plural='accuracies', short='{:.1%}', shared='the first weights, the order of images and the augmentation',
-        batch='{bs} validation images', spread=lambda sd: f'{sd*100:.2f} points',
-        gain=lambda gain, se: f'a difference whose standard error is {se:.1f} points from the number of images alone'),
-    perplexity=dict(average='median', plural='perplexities', short='{:.1f}', shared="the first weights and dropout's randomness",
-        batch='{bs} windows of {bptt} validation words, whose reward was {reward_c:.0f}/perplexity', spread=lambda sd: f'{sd:.1f}',
-        gain=lambda gain, se: f'{_gain(gain, se)}, the standard error coming from the words alone'))
-
-def _gain(gain, se):
-    "A gain in nats a word."
-    return 'where one diverged' if math.isnan(gain) else f'a gain of {gain:+.3f} ± {se:.3f} nats a word'
+words = dict( # by measure
+    accuracy=dict(
+        average='mean', plural='accuracies', short='{:.1%}', spread='{:.2f} points',
+        gain='a difference whose standard error is {se:.1f} points', alone=' from the number of images alone',
+        shared='the first weights, the order of images and the augmentation', batch='{bs} validation images'),
+    perplexity=dict(
+        average='median', plural='perplexities', short='{:.1f}', spread='{:.1f}',
+        gain='a gain of {gain:+.3f} ± {se:.3f} nats a word', alone=', the standard error coming from the words alone',
+        shared="the first weights and dropout's randomness",
+        batch='{bs} windows of {bptt} validation words, whose reward was {reward_c:.0f}/perplexity'))
 
 def show(measure, # A `Measure`
-         value):  # A number, or None for a network that diverged
-    "A number of a measure, with its digits."
-    return 'none, it diverged' if value is None else measure.show.format(value)
-
-def _brief(measure, value): return 'none, it diverged' if value is None else words[measure.name]['short'].format(value)
+         value,   # A number, or None for a network that diverged
+         short=False, # As in a sentence, with fewer digits?
+        ):
+    "A number of a measure."
+    form = words[measure.name]['short'] if short else measure.show
+    return 'none, it diverged' if value is None else form.format(value)
 
 # %% ../nbs/15_report.ipynb #6f2a3a42
-def _against_lstm(measure, judged):
+def _gain(measure, gain, alone=''):
+    "A `Gain` in words, and where its standard error comes from."
+    if math.isnan(gain.gain): return 'where one diverged'
+    return words[measure.name]['gain'].format(**gain._asdict()) + alone
+
+def _against_lstm(found):
     "A sentence on the LSTM, where there was one."
-    if not judged.lstm: return ''
-    value = _brief(measure, judged.best_lstm[f'test_{measure.name}'])
-    return (f' It {judged.lstm.verb} an LSTM with as many parameters and at most its cost, the better of two by validation, '
-            f'which has {value}: {_gain(judged.lstm.gain, judged.lstm.se)}.')
+    if not found.lstm: return ''
+    gain, value = found.over(found.lstm), show(found.measure, found.lstm[f'test_{found.measure.name}'], short=True)
+    return (f' It {gain.verb} an LSTM with as many parameters and at most its cost, the better of two by validation, '
+            f'which has {value}: {_gain(found.measure, gain)}.')
 
 def verdict(result): # As `run_recipe` returns it
     "What a result shows, and what it does not, in plain words."
-    measure, judged = measure_of(result), judge(result)
-    ours, theirs = (_brief(measure, o[f'test_{measure.name}']) for o in (result, result['equal_cost_rival']))
-    policy, uniform = (_brief(measure, result[f'{o}_shared_{measure.name}']) for o in ('policy', 'uniform'))
-    apart = words[measure.name]['gain'](judged.random.gain, judged.random.se)
-    return (f"In this one run ENAS {judged.random.verb} random search at equal cost: {ours} against {theirs} on "
-            f"{result[measure.items]['test']:,} test {measure.items}, {apart}.{_against_lstm(measure, judged)} "
-            f"It does not show how another seed or other {measure.items} would end; nor does the policy's lead with *shared* weights "
-            f"({policy} against {uniform} for uniformly random architectures), which is partly the rich getting richer: "
-            'its favourites got the training.')
+    found = Findings(result)
+    measure, items = found.measure, found.measure.items
+    value = lambda result, key: show(measure, result[f'{key}_{measure.name}'], short=True)
+    ours, theirs, policy, uniform = (value(result, 'test'), value(result['equal_cost_rival'], 'test'),
+                                     value(result, 'policy_shared'), value(result, 'uniform_shared'))
+    return (f"In this one run ENAS {found.random.verb} random search at equal cost: {ours} against {theirs} on "
+            f"{result[items]['test']:,} test {items}, {_gain(measure, found.random, words[measure.name]['alone'])}."
+            f"{_against_lstm(found)} It does not show how another seed or other {items} would end; nor does the "
+            f"policy's lead with *shared* weights ({policy} against {uniform} for uniformly random architectures), "
+            'which is partly the rich getting richer: its favourites got the training.')
 
+# %% ../nbs/15_report.ipynb #c92da35c
 def paired(result): # As `run_recipe` returns it
     "The paired difference between the policy's children and random architectures, in words."
-    measure, judged = measure_of(result), judge(result)
-    same, pairs = words[measure.name]['shared'], judged.pairs
-    if not pairs.n: return f'Child i and random architecture i share {same}; in every such pair one diverged.'
-    also = ('All have as many parameters.' if round(judged.size, 3)==1 else
-            f'They have {judged.size:.1f} times as many parameters, which may be part of it.')
+    found = Findings(result)
+    measure, pairs = found.measure, found.pairs
+    start = f"Child i and random architecture i share {words[measure.name]['shared']}"
+    if not pairs.n: return f'{start}; in every such pair one diverged.'
     gain, se = (f'{o*measure.scale:{sign}.{measure.digits}f}' for o,sign in ((pairs.mean, '+'), (pairs.se, '')))
-    return (f'Child i and random architecture i share {same}. In such pairs the children are {gain} {measure.unit} better '
-            f'(standard error {se}, {pairs.n} pairs). {also}')
+    size = ('All have as many parameters.' if round(found.size, 3)==1 else
+            f'They have {found.size:.1f} times as many parameters, which may be part of it.')
+    return (f'{start}. In such pairs the children are {gain} {measure.unit} better '
+            f'(standard error {se}, {pairs.n} pairs). {size}')
 
 # %% ../nbs/15_report.ipynb #20a5869c
 def md_table(rows, # Lists of cells
@@ -75,24 +83,28 @@ def md_table(rows, # Lists of cells
 
 def _average(measure, values):
     "The mean of those that did not diverge, in words."
-    lost = len(values)-len(told(values))
-    return f'{show(measure, np.mean(told(values)) if told(values) else None)} on average' + (f', {lost} diverged' if lost else '')
+    seen = told(values)
+    lost = f', {len(values)-len(seen)} diverged' if len(seen)<len(values) else ''
+    return f'{show(measure, np.mean(seen) if seen else None)} on average{lost}'
 
 def network_rows(result): # As `run_recipe` returns it
     "Rows of the retrained networks."
-    measure, rival = measure_of(result), result['equal_cost_rival']
-    test   = f'test_{measure.name}'
-    kids, randoms = result[f'child_{test}'], result[f'random_{test}']
+    measure, rival = Findings(result).measure, result['equal_cost_rival']
+    test = f'test_{measure.name}'
+    children, randoms = result[f'child_{test}'], result[f'random_{test}']
     sizes  = {o: f"{np.mean(result[f'{o}_params']):,.0f}" for o in ('child', 'random')}
     chosen = '' if result['recipe']['preset']['final'].get('all_train') else ': best of them by validation'
     rival_size = result['random_params'][result['random_archs'].index(rival['arch'])]
-    spread = words[measure.name]['spread'](result['random_sd'])
+    spread = words[measure.name]['spread'].format(measure.scale*result['random_sd'])
+    lstms  = [(f"LSTM, {o['epochs']} epochs", 1, show(measure, o[test]), f"{o['params']:,}")
+              for o in result.get('lstms', [])]
     return [('**derived by ENAS**', 1, f'**{show(measure, result[test])}**', f"{result['params']:,}"),
-            ("the policy's children", len(kids), _average(measure, kids), sizes['child']),
+            ("the policy's children", len(children), _average(measure, children), sizes['child']),
             ('random architectures', len(randoms), f'{_average(measure, randoms)}, s.d. {spread}', sizes['random']),
-            (f'**random search at equal cost**{chosen}', rival['n'], f'**{show(measure, rival[test])}**', f'{rival_size:,}'),
-            *((f"LSTM, {o['epochs']} epochs", 1, show(measure, o[test]), f"{o['params']:,}") for o in result.get('lstms', []))]
+            (f'**random search at equal cost**{chosen}', rival['n'], f'**{show(measure, rival[test])}**',
+             f'{rival_size:,}'), *lstms]
 
+# %% ../nbs/15_report.ipynb #193f1369
 def cost_rows(result): # As `run_recipe` returns it
     "Rows of the costs."
     cost = result['cost']
@@ -101,13 +113,14 @@ def cost_rows(result): # As `run_recipe` returns it
             ('retraining the derived architecture', cost['retrain']), ('**all of ENAS**', result['enas_cost']),
             ('retraining the random architectures', cost['random']),
             ("retraining the policy's children (for comparison only)", cost['children'])]
-    rows += [(f"LSTM, {o['epochs']} epochs", cost[key]) for o,key in zip(result.get('lstms', []), ('lstm', 'lstm_longer'))]
+    for o,key in zip(result.get('lstms', []), ('lstm', 'lstm_longer')):
+        rows.append((f"LSTM, {o['epochs']} epochs", cost[key]))
     return [(name, f'{value:.1f}') for name,value in rows]
 
 # %% ../nbs/15_report.ipynb #7a17a4b8
 def plot_retrained(result): # As `run_recipe` returns it
     "Test results of all retrained networks: a matplotlib `Figure`."
-    measure, rival = measure_of(result), result['equal_cost_rival']
+    measure, rival = Findings(result).measure, result['equal_cost_rival']
     test = f'test_{measure.name}'
     rows = [('random', result[f'random_{test}'], '.6'), ("policy's children", result[f'child_{test}'], '#0072B2'),
             ('derived', [result[test]], '#D55E00')]
@@ -122,30 +135,49 @@ def plot_retrained(result): # As `run_recipe` returns it
     fig.tight_layout(); plt.close(fig)
     return fig
 
-# %% ../nbs/15_report.ipynb #104dc62a
+# %% ../nbs/15_report.ipynb #e3e251e1
+_all_train = ("It had the validation images, too, as the paper's; so nothing could be chosen by them, "
+              'and the rival is one random architecture.')
+
+def _start(result):
+    "A line on what was run."
+    items = Findings(result).measure.items
+    train, valid, test = (f'{result[items][o]:,}' for o in ('train', 'valid', 'test'))
+    return (f"{result['recipe']['about']}. Seed {result['seed']}, {train} training, {valid} validation and {test} test "
+            f"{items}; {result['n_archs']:.3g} possible architectures.")
+
+def _shared(result):
+    "A sentence on scores with the shared weights."
+    measure = Findings(result).measure
+    policy, uniform = (show(measure, result[f'{o}_shared_{measure.name}'], short=True) for o in ('policy', 'uniform'))
+    return (f"With the shared weights, architectures of the policy had a {words[measure.name]['average']} "
+            f'{measure.name} of {policy} and uniformly random ones {uniform} on the same {measure.items}.')
+
 def _what_was_run(result):
     "A paragraph on sizes, epochs and who saw which data."
-    measure, recipe = measure_of(result), result['recipe']
+    measure, recipe = Findings(result).measure, result['recipe']
     search, final, theta = (recipe['preset'][o] for o in ('search', 'final', 'controller'))
     epochs = lambda part: n_epochs(SimpleNamespace(**part))
-    choice = ('It had the validation images, too, as the paper\'s; so nothing could be chosen by them, and the rival is one random '
-              'architecture.' if final.get('all_train') else f'The random architectures were compared on all validation {measure.items}.')
-    return f"""{epochs(search)} epochs of the shared weights (width {search['width']}, batches of {recipe['data_args'].get('bs')}), \
-after each {theta['steps']} steps of the policy with {theta['n_archs']} architectures on a common batch of
+    said   = lambda text, value: [] if value is None else [text.format(value)]
+    width  = lambda part: said('width {}', recipe['sizes'].get('width', part['width']))
+    sizes  = ', '.join(width(search) + said('batches of {}', recipe['data_args'].get('bs')))
+    choice = f'The random architectures were compared on all validation {measure.items}.'
+    return f"""{epochs(search)} epochs of the shared weights ({sizes}), after each {theta['steps']} steps of the \
+policy with {theta['n_archs']} architectures on a common batch of
 {words[measure.name]['batch'].format(**search)}. θ saw one half of the validation {measure.items} (`reward`); \
 deriving and every shared {measure.name} used the other (`select`).
-Each retraining: {epochs(final)} epochs, width {final['width']}. {choice} Test {measure.items} were opened once per retrained network, \
-after its training, and chose nothing."""
+Each retraining: {', '.join([f'{epochs(final)} epochs', *width(final)])}. \
+{_all_train if final.get('all_train') else choice} \
+Test {measure.items} were opened once per retrained network, after its training, and chose nothing."""
 
+# %% ../nbs/15_report.ipynb #104dc62a
 def report(result): # As `run_recipe` returns it
     "The report of a run, in Markdown; its pictures lie beside it."
-    measure, recipe, versions = measure_of(result), result['recipe'], result['versions']
-    count = result[measure.items]
-    policy, uniform = (_brief(measure, result[f'{o}_shared_{measure.name}']) for o in ('policy', 'uniform'))
+    measure, recipe = Findings(result).measure, result['recipe']
+    head = ('retrained from scratch', 'how many', f'test {measure.name}', 'parameters')
     return f"""# {recipe['name']}: a search with ENAS
 
-{recipe['about']}. Seed {result['seed']}, {count['train']:,} training, {count['valid']:,} validation and {count['test']:,} test \
-{measure.items}; {result['n_archs']:.3g} possible architectures.
+{_start(result)}
 
 **What this shows.** {verdict(result)}
 
@@ -157,7 +189,7 @@ def report(result): # As `run_recipe` returns it
 
 ## Retrained from scratch, all in the same way
 
-{md_table(network_rows(result), ('retrained from scratch', 'how many', f'test {measure.name}', 'parameters'))}
+{md_table(network_rows(result), head)}
 
 ![Test {words[measure.name]['plural']}](retrained.png)
 
@@ -173,9 +205,7 @@ The children are other samples of the trained policy. {paired(result)}
 
 ![Curves of the search](curves.png)
 
-With the shared weights, architectures of the policy had a {words[measure.name]['average']} {measure.name} of {policy} and uniformly \
-random ones {uniform} on the same {measure.items}.
+{_shared(result)}
 
-Made with enas_nb {versions['enas_nb']}, torch {versions['torch']}, fastai {versions['fastai']}, on {result['device']}. \
-All numbers are in `result.json`.
+Made with {', '.join(f'{k} {v}' for k,v in result['versions'].items())}, on {result['device']}. All numbers are in `result.json`.
 """

@@ -19,7 +19,8 @@ from .report import plot_retrained, report
 def new_folder(path): # Must not exist yet, or be an empty folder; `ValueError` otherwise
     "A temporary folder that becomes `path` when all went well, and vanishes otherwise."
     path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())): raise ValueError(f'{path} exists already, choose another folder')
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f'{path} exists already, choose another folder')
     made = [o for o in path.parents if not o.exists()] # the innermost first
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(prefix=f'.{path.name}-', dir=path.parent))

@@ -1,0 +1,71 @@
+"Words follow the numbers; committed reports follow from their results."
+import json
+from pathlib import Path
+
+import pytest, torch
+
+from enas_nb.evaluate import measures
+from enas_nb.report import paired, plot_retrained, report, show, verdict
+
+RESULTS = Path(__file__).parents[1]/'nbs/tutorials/results'
+
+def result(p, q, n=1000):
+    return dict(images=dict(test=n), test_accuracy=p, equal_cost_rival=dict(test_accuracy=q), policy_shared_accuracy=.9, uniform_shared_accuracy=.5)
+
+@pytest.mark.parametrize('p,q,words', [(.9, .8, 'beat'), (.8, .9, 'lost to'), (.9, .905, 'could not be told from')])
+def test_the_verdict_follows_the_numbers(p, q, words): assert words in verdict(result(p, q)) and f'{p:.1%} against {q:.1%}' in verdict(result(p, q))
+
+def texts(a, b, c):
+    parts = lambda ppl: [torch.tensor(ppl).log().item()+.01*(i%2) for i in range(64)]
+    net = lambda ppl, noise=0: dict(test_perplexity=ppl, valid_perplexity=ppl, parts=[o+noise*(-1)**i for i,o in enumerate(parts(ppl))])
+    return net(a) | dict(words=dict(test=1000), equal_cost_rival=net(b, .1), lstms=[net(c, .1)], policy_shared_perplexity=200., uniform_shared_perplexity=300.)
+
+@pytest.mark.parametrize('a,b,words', [(100., 120., 'beat random'), (120., 100., 'lost to random'), (100., 101., 'could not be told from random')])
+def test_the_verdict_on_text_follows_the_numbers(a, b, words):
+    text = verdict(texts(a, b, 90.))
+    assert words in text and f'{a:.1f} against {b:.1f} on 1,000 test words' in text and 'lost to an LSTM' in text and '200.0 against 300.0' in text
+
+def diverged(d, *which):
+    for o in which: o.update(test_perplexity=None, valid_perplexity=None, parts=None)
+    return d
+
+def test_a_diverged_network_loses():
+    d = texts(100., 90., 80.)
+    text = verdict(diverged(d, d['equal_cost_rival']))
+    assert 'ENAS beat random' in text and '100.0 against none, it diverged' in text and 'where one diverged' in text
+    d = texts(100., 90., 80.)
+    assert 'ENAS lost to random' in verdict(diverged(d, d))
+    d = texts(100., 90., 80.)
+    assert 'lost to an LSTM' in verdict(diverged(d, d['lstms'][0]) | dict(lstms=[*d['lstms'], texts(1, 1, 70.)['lstms'][0]]))
+
+def test_a_gain_in_perplexity_is_in_nats():
+    assert 'a gain of +0.010 ± 0.013 nats a word' in verdict(texts(100., 101., 90.)) # sd of ±.1 over 64 parts is .1008, /8
+
+def test_numbers_of_a_measure():
+    accuracy, perplexity = measures['accuracy'], measures['perplexity']
+    assert show(accuracy, .98765)=='98.77%' and show(accuracy, .98765, short=True)=='98.8%'
+    assert show(perplexity, 99.94)=='99.9' and show(perplexity, None)=='none, it diverged'
+
+@pytest.mark.parametrize('folder', sorted(RESULTS.iterdir()), ids=lambda o: o.name)
+def test_committed_reports_follow_from_their_results(folder):
+    assert report(json.loads((folder/'result.json').read_text()))==(folder/'report.md').read_text()
+
+def committed(name): return json.loads((RESULTS/name/'result.json').read_text())
+
+def test_a_report_counts_what_diverged_in_a_committed_run():
+    d = committed('text-small')
+    d['child_test_perplexity'] = [None, *d['child_test_perplexity'][1:]]
+    d['random_test_perplexity'] = [None]*len(d['random_test_perplexity'])
+    d = d | dict(random_mean=None, paired_difference=dict(mean=None, se=0., n=0))
+    text = report(d)
+    assert 'on average, 1 diverged' in text and f"on average, {len(d['random_archs'])} diverged" in text
+    assert 'in every such pair one diverged' in paired(d) and 'nan' not in text
+    assert len(plot_retrained(d).axes[0].get_yticks())==4
+
+def test_a_width_that_nobody_set_is_not_reported():
+    d = committed('digits-macro-seed0')
+    assert 'shared weights (width 12, batches of 64)' in report(d) and '20 epochs, width 8.' in report(d)
+    for part in ('search', 'final'): d['recipe']['preset'][part]['width'] = None
+    assert 'shared weights (batches of 64)' in report(d) and '20 epochs. ' in report(d) and 'None' not in report(d)
+    d['recipe']['sizes']['width'] = 6
+    assert 'shared weights (width 6, batches of 64)' in report(d) and '20 epochs, width 6.' in report(d)
