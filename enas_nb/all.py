@@ -14,6 +14,7 @@ from .macro import *
 from .micro import *
 from .fused import *
 from .recurrent import *
+from .checkpoint import *
 from .train import *
 from .search import *
 from .retrain import *

@@ -9,10 +9,9 @@ __all__ = ['score_batch', 'Supernet', 'omega', 'SearchCallback', 'ChildCallback'
            'build_net', 'learner_args', 'search_learner', 'Derived']
 
 # %% ../nbs/12_search.ipynb #00000006
-import inspect, json
+import inspect
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 import torch
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -21,15 +20,14 @@ from fastai.learner import Learner, ValueMetric, trainable_params
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastprogress.fastprogress import progress_bar
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import nn
-from .space import Arch, SearchSpace, write_file
+from .space import Arch, SearchSpace
 from .presets import Preset, general
 from .controller import Controller
 from .reinforce import Reinforce
 from .memory import MemoryDL, keep_random, random_batch, rng
 from .text import find_task
+from .checkpoint import check_state, learn_state, load_learn_state, read_state, write_state
 from .train import FiniteClip, clock, l2_decay, optimizer, preset_cbs
 
 # %% ../nbs/12_search.ipynb #0000000d
@@ -290,51 +288,28 @@ def derive(self:Learner,
     return Derived(ranked[0][0], ranked)
 
 # %% ../nbs/12_search.ipynb #0000002f
-def _pack(o, key, tensors):
-    "A tree of dicts, lists, numbers and tensors as JSON-able data; the tensors go to `tensors`."
-    if isinstance(o, torch.Tensor): tensors[key] = o.detach().contiguous(); return dict(tensor=key)
-    if isinstance(o, dict): return dict(dict=[[k, _pack(v, f'{key}/{k}', tensors)] for k,v in o.items()])
-    if isinstance(o, (list,tuple)): return dict(list=[_pack(v, f'{key}/{i}', tensors) for i,v in enumerate(o)])
-    return o
-
-def _unpack(o, tensor):
-    "The tree that `_pack` made, with tensors from the function `tensor`."
-    if not isinstance(o, dict): return o
-    if 'tensor' in o: return tensor(o['tensor'])
-    if 'dict' in o: return {k: _unpack(v, tensor) for k,v in o['dict']}
-    return [_unpack(v, tensor) for v in o['list']]
-
 @patch
 def save_search(self:Learner,
                 path, # File to write
                ):
-    "Write the state of a search: ω, θ, both optimisers, baseline, epochs trained, torch's random state."
-    cb, tensors = self.search, {}
-    if cb.reinforce is None: raise ValueError('nothing to save: this search has not been fitted yet')
-    tree = _pack(dict(model=self.model.state_dict(), opt=self.opt.state_dict(), theta=cb.reinforce.state_dict(), trained=cb.trained,
-                      stats=cb.stats, rng=torch.get_rng_state(), arch=self.model.arch and list(self.model.arch.code)), '', tensors)
-    write_file(path, save(tensors, dict(enas_nb=json.dumps(tree))))
+    "Write the state of a search: ω, θ, both optimisers, baseline, callbacks, epochs trained, random states."
+    if self.search.reinforce is None: raise ValueError('nothing to save: this search has not been fitted yet')
+    arch = self.model.arch and list(self.model.arch.code)
+    write_state(path, learn_state(self) | dict(arch=arch))
 
 # %% ../nbs/12_search.ipynb #cb020cb5
 @patch
 def load_search(self:Learner,
-                path, # File made by `save_search`; `ValueError` if it is none, or of another space or size
+                path, # File of `save_search`; `ValueError` if it is none, or of another space or size
                ):
-    "Go on from a saved search: `fit(..., start_epoch=learn.search.trained)` continues as if nothing had happened."
-    path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'no file {path}')
+    "Go on from a saved search: `fit(..., start_epoch=learn.search.trained)` continues it."
+    state, cb = read_state(path), self.search
     try:
-        with safe_open(path, 'pt') as f: d = _unpack(json.loads(f.metadata()['enas_nb']), f.get_tensor)
-        model, opt, theta, trained, stats, state, code = (d[o] for o in ('model','opt','theta','trained','stats','rng','arch'))
-    except Exception as e: raise ValueError(f'{path} is not a saved search ({type(e).__name__})') from None
-    shapes = lambda o: {k: v.shape for k,v in o.items()}
-    if shapes(model)!=shapes(self.model.state_dict()): raise ValueError(f'{path} is a search of another space or size than this one')
-    self.model.to(self.dls.device).load_state_dict(model)
-    if not self.opt: self.create_opt()
-    self.opt.load_state_dict(opt)
-    cb = self.search
+        check_state(self, state)
+        trained = state['cbs']['search']['own']['trained']
+        arch = state.get('arch') and Arch(self.model.controller.space, state['arch'])
+    except (KeyError, TypeError, ValueError) as e:
+        raise ValueError(f'{path} is not a saved search' + f': {e}'*isinstance(e, ValueError)) from None
     cb.reinforce = Reinforce(self.model.controller, cb.preset.controller)
-    cb.reinforce.load_state_dict(theta)
-    cb.trained, cb.stats = trained, stats
-    self.model.arch = Arch(self.model.controller.space, code) if code else None
-    torch.set_rng_state(state)
+    load_learn_state(self, state)
+    cb.trained, self.model.arch = trained, arch

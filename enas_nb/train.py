@@ -201,6 +201,22 @@ class NTASGD(Callback):
         for p,a in zip(self.omega, self.average.module): p.data, a.data = a.data, p.data
         self.shows_average = average
 
+# %% ../nbs/11_train.ipynb #c4ec4b01
+@patch
+def state_dict(self:NTASGD):
+    "What it has seen, and the set of weights that the model does not show."
+    kept = {o: getattr(self, o) for o in ('valid_losses', 'started', 'shows_average', 'validates', 'new')}
+    return kept | dict(average=None if self.average is None else self.average.state_dict())
+
+@patch
+def load_state_dict(self:NTASGD, state): # As `state_dict` gave it
+    "Go on from there."
+    vars(self).update({k: v for k,v in state.items() if k!='average'})
+    if state['average'] is None: return
+    self.omega = nn.ParameterList(p for group in self.opt.param_lists for p in group)
+    self.average = AveragedModel(self.omega)
+    self.average.load_state_dict(state['average'])
+
 # %% ../nbs/11_train.ipynb #0000003a
 def _restarts(learn, part, **kwargs):
     return learn.fit_restarts(part.n_cycles, part.T_0, part.lr_max, part.lr_min, part.T_mul, **kwargs)

@@ -1,0 +1,149 @@
+"A fit that is killed and begun again ends with the same numbers; damaged files are no danger."
+import random, shutil
+import numpy as np, pytest, torch
+from fastai.callback.core import Callback
+from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
+from fastai.callback.training import GradientAccumulation
+
+from enas_nb.checkpoint import Checkpoint, learn_state, read_state
+from enas_nb.data import digits_dls
+from enas_nb.macro import MacroSpace
+from enas_nb.micro import MicroSpace
+from enas_nb.recurrent import RecurrentSpace
+from enas_nb.recipes import recipes
+from enas_nb.retrain import arch_learner
+from enas_nb.search import search_learner
+from enas_nb.text import lm_dls
+
+class Stop(Callback):
+    "Ends a fit in the middle of an epoch."
+    def __init__(self, epoch, batch=3): self.at = epoch, batch
+    def after_batch(self):
+        if self.training and (self.epoch, self.iter)==self.at: raise KeyboardInterrupt
+
+def equal(a, b):
+    "Are two trees equal, bit by bit?"
+    if isinstance(a, torch.Tensor): return torch.equal(a, b) or bool((a.isnan()&b.isnan()).all())
+    if isinstance(a, dict): return a.keys()==b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)) or type(a).__name__=='L': return len(a)==len(b) and all(map(equal, a, b))
+    return a==b or (a!=a and b!=b)
+
+def end(learn):
+    "The state of a Learner, without times."
+    state = learn_state(learn)
+    for o in state['cbs'].values():
+        for k in ('theta_seconds', 'start_epoch', 'log'): o.get('own', {}).pop(k, None)
+    return state
+
+def images(kind):
+    dls, space = digits_dls(bs=64), MacroSpace(3) if kind=='macro' else MicroSpace(2)
+    p = recipes[f'digits-{kind}'].preset.override(controller=dict(steps=2, warmup=1), search=dict(width=4), final=dict(width=4))
+    sizes = dict(n_layers=3) if kind=='macro' else dict(n_layers=1)
+    return dls, space, p, sizes
+
+def text():
+    vocab = ['<eos>', '<unk>', *(f'w{i}' for i in range(58))]
+    g = torch.Generator().manual_seed(0)
+    words = lambda n: [vocab[i] for i in torch.randint(60, (n,), generator=g).tolist()]
+    dls = lm_dls(words(4000), words(1000), words(1000), vocab, bs=8, seq_len=20, device='cpu')
+    p = recipes['text-small'].preset.override(controller=dict(steps=2, warmup=1, n_archs=2), search=dict(width=6, hidden_p=.1), final=dict(width=6))
+    return dls, RecurrentSpace(3), p, {}
+
+def make(kind, cbs=()):
+    torch.manual_seed(0); random.seed(0); np.random.seed(0)
+    dls, space, p, sizes = text() if 'text' in kind else images(kind.split('-')[0])
+    if kind.endswith('final'): return arch_learner(dls, space.archs(space.random(1))[0], preset=p, cbs=cbs, **sizes)
+    return search_learner(dls, space, preset=p, cbs=cbs, **sizes)
+
+def fit(learn, n=4, **kwargs):
+    with learn.no_bar(), learn.no_logging(): learn.fit_preset(epochs=n, **kwargs)
+    learn.end = end(learn) # now: random states go on
+    return learn
+
+@pytest.mark.parametrize('epoch,batch', [(0, 3), (2, 0), (3, 3)])
+@pytest.mark.parametrize('kind', ['macro', 'micro', 'text', 'macro-final', 'micro-final', 'text-final'])
+def test_a_fit_that_was_killed_ends_alike(kind, epoch, batch, tmp_path):
+    whole = fit(make(kind), cbs=Checkpoint(tmp_path/'whole'))
+    with pytest.raises(KeyboardInterrupt): fit(make(kind), cbs=[Checkpoint(tmp_path/'night'), Stop(epoch, batch)])
+    torch.manual_seed(9); random.seed(9); np.random.seed(9)
+    again = fit(make(kind), cbs=Checkpoint(tmp_path/'night', log=lambda o: None))
+    assert equal(whole.end, again.end)
+    if not kind.endswith('final'): assert whole.derive(4).scores==again.derive(4).scores
+
+def test_a_checkpoint_changes_nothing(tmp_path):
+    assert equal(fit(make('macro'), cbs=Checkpoint(tmp_path/'a')).end, fit(make('macro')).end)
+
+@pytest.mark.parametrize('make_cbs', [
+    lambda d: SaveModelCallback('accuracy', fname='best'), lambda d: EarlyStoppingCallback('valid_loss', patience=2),
+    lambda d: ReduceLROnPlateau('valid_loss', patience=1), lambda d: GradientAccumulation(64)],
+    ids=['SaveModel', 'EarlyStopping', 'ReduceLR', 'GradientAccumulation'])
+def test_callbacks_of_fastai_go_on(make_cbs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = fit(make('macro-final', cbs=make_cbs(tmp_path)))
+    with pytest.raises(KeyboardInterrupt): fit(make('macro-final', cbs=make_cbs(tmp_path)), cbs=[Checkpoint('night'), Stop(2)])
+    again = fit(make('macro-final', cbs=make_cbs(tmp_path)), cbs=Checkpoint('night', log=lambda o: None))
+    assert equal(whole.end, again.end)
+
+def test_averaged_weights_go_on(tmp_path):
+    "NTASGD has begun to average before the kill."
+    from enas_nb.train import NTASGD
+    def learner():
+        learn = make('text-final')
+        learn.add_cb(NTASGD(1))
+        return learn
+    rate = dict(lr=.01) # random words: there is nothing to learn, so averaging begins early
+    def fit(learn, **kwargs):
+        with learn.no_bar(), learn.no_logging(): learn.fit(6, **rate, **kwargs)
+        learn.end = end(learn)
+        return learn
+    whole = fit(learner())
+    assert whole.ntasgd.started is not None and whole.ntasgd.started < 4
+    with pytest.raises(KeyboardInterrupt): fit(learner(), cbs=[Checkpoint(tmp_path), Stop(5)])
+    assert equal(whole.end, fit(learner(), cbs=Checkpoint(tmp_path, log=lambda o: None)).end)
+
+def test_the_older_file_serves(tmp_path):
+    whole, lines = fit(make('macro-final')), []
+    with pytest.raises(KeyboardInterrupt): fit(make('macro-final'), cbs=[Checkpoint(tmp_path), Stop(3)])
+    older, newer = sorted(tmp_path.iterdir())
+    newer.write_bytes(newer.read_bytes()[:-100])
+    again = fit(make('macro-final'), cbs=Checkpoint(tmp_path, log=lines.append))
+    assert equal(whole.end, again.end) and 'the one before is used' in lines[0] and older.name in lines[1]
+
+def test_foreign_files_do_not_begin_anew(tmp_path):
+    with pytest.raises(KeyboardInterrupt): fit(make('macro'), cbs=[Checkpoint(tmp_path), Stop(2)])
+    for o in tmp_path.iterdir(): read_state(o)
+    with pytest.raises(ValueError, match='another space or size.*') as e: fit(make('micro'), cbs=Checkpoint(tmp_path))
+    assert '\n' not in str(e.value)
+    with pytest.raises(ValueError, match='of a fit of 4 epochs, this one has 3'): fit(make('macro'), 3, cbs=Checkpoint(tmp_path))
+    learn = make('macro')
+    with pytest.raises(ValueError): fit(learn, 3, cbs=Checkpoint(tmp_path))
+    fit(learn, 1) # and the Learner is as before
+
+def test_lr_find_and_validate_leave_no_files(tmp_path):
+    learn = make('macro-final', cbs=Checkpoint(tmp_path/'none'))
+    with learn.no_bar(), learn.no_logging(): learn.lr_find(show_plot=False, num_it=10); learn.validate()
+    assert not (tmp_path/'none').exists()
+
+def test_two_fits_in_one_folder(tmp_path):
+    "`fine_tune` is two fits: each has files of its own."
+    def tune(*cbs):
+        learn = make('macro-final')
+        with learn.no_bar(), learn.no_logging(): learn.fit(2, .01, cbs=cbs); learn.fit(2, .005, cbs=cbs)
+        return learn
+    whole = end(tune())
+    point = Checkpoint(tmp_path)
+    learn = make('macro-final')
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(2, .01, cbs=point)
+        with pytest.raises(KeyboardInterrupt): learn.fit(2, .005, cbs=[point, Stop(1)])
+    assert equal(whole, end(tune(Checkpoint(tmp_path, log=lambda o: None))))
+
+def test_a_full_disk_is_known_at_once(tmp_path, monkeypatch):
+    import enas_nb.checkpoint as room
+    def full(*args): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(room, 'write_file', full)
+    learn, seen = make('macro-final'), []
+    class Seen(Callback):
+        def before_batch(self): seen.append(1)
+    with pytest.raises(OSError, match='No space'): fit(learn, cbs=[Checkpoint(tmp_path), Seen()])
+    assert not seen
