@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from PIL import Image,ImageOps
+from PIL import Image,ImageOps,UnidentifiedImageError
 from safetensors import SafetensorError,safe_open
 from safetensors.torch import save
 from sklearn.datasets import load_digits
@@ -338,9 +338,10 @@ def _no_classes(folder, train, classes, vocab):
 def _each(files, read):
     "`read` of each of (file, label) pairs; `ValueError` names one that cannot be read, and counts the others"
     res,bad = [],[]
+    def why(e): return '' if isinstance(e, UnidentifiedImageError) else f' ({e})'
     for f,_ in files:
         try: res.append(read(f))
-        except Exception as e: bad.append(f'{f} cannot be read as an image ({e})')   # a broken file fails in many ways
+        except Exception as e: bad.append(f'{f} cannot be read as an image'+why(e))   # a broken file fails in many ways
     if bad: raise ValueError(bad[0]+(f', nor can {len(bad)-1} others of {len(files)} files' if len(bad)>1 else ''))
     return res
 

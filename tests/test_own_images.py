@@ -1,5 +1,6 @@
 "A reader's own folder of images, as strangers have them: each works, or is one line that names what is amiss"
-import os
+import json,os,re
+from pathlib import Path
 import numpy as np, pytest, torch
 from fastai.torch_core import TensorImage
 from fastai.vision.learner import load_learner
@@ -282,3 +283,18 @@ def test_a_pad_that_is_a_share(pad):
     a,b = PadCropFlip(pad),PadCropFlip(int(8*pad))
     for o in (a,b): o.generator = rng(0, 'augment')
     assert torch.equal(a(x, split_idx=0), b(x, split_idx=0)) and not torch.equal(a(x, split_idx=0), x)
+
+# ---- the tutorial
+TUTORIAL = Path(__file__).parents[1]/'nbs'/'tutorials'/'08_your_own_data.ipynb'
+
+def test_the_commands_of_the_tutorial(tmp_path, monkeypatch, capsys):
+    from enas_nb.cli import enas_search
+    text = '\n'.join(''.join(c['source']) for c in json.loads(TUTORIAL.read_text(encoding='utf-8'))['cells'] if c['cell_type']=='markdown')
+    commands = re.findall(r'```bash\n(enas-search .*--images photos)\n```', text)
+    assert commands==['enas-search digits-macro --images photos']
+    with pytest.raises(SystemExit): enas_search(['--help'])
+    if '--images' not in capsys.readouterr().out: pytest.skip('enas-search has no --images yet')
+    make(tmp_path/'photos', 10)
+    monkeypatch.chdir(tmp_path)
+    assert enas_search([*commands[0].split()[1:], '--epochs', '1', '--out', 'run'])==0
+    assert 'photos' in (tmp_path/'run'/'report.md').read_text(encoding='utf-8')
