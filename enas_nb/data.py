@@ -316,11 +316,14 @@ def _folder_files(path):
         files[part] = []
         for i,c in enumerate(vocab):
             below,found = _scan(folder/c)
-            if below: raise ValueError(f'{folder/c} holds a folder, {below[0].name}; one folder per class is needed, none below it')
+            if below:
+                raise ValueError(f'{folder/c} holds a folder, {below[0].name}; one folder per class is needed, none below it'
+                                 + (f'; is it {folder/c} that you mean?' if len(vocab)==1 else ''))
             images = [o for o in found if o.name.lower().endswith(_endings)]
             left += [os.path.relpath(o.path, path) for o in found if o not in images]
             if not images: raise ValueError(f"{folder/c} holds no images ({' '.join(_endings)})")
             for o in images:
+                if not o.is_file(): raise ValueError(f'{o.path} is no file: a link to nowhere, or a device')
                 h.update(f'{part}/{c}/{o.name} {o.stat().st_size} {o.stat().st_mtime_ns}\n'.encode(errors='surrogateescape'))
                 files[part].append((o.path,i))
     return files,vocab,h.hexdigest(),left
@@ -354,12 +357,15 @@ def _decode_files(files, size=None):
 
 def _kept(cache, key, names, make):
     "Tensors `names` of the file `cache` if it carries `key`, otherwise of `make()`, which is written there"
+    ours = not cache.exists()
     try:
         with safe_open(cache, 'pt') as f:
-            if (f.metadata() or {}).get('key')==key: return [f.get_tensor(o) for o in names]
-    except (OSError,SafetensorError): pass   # no file, or half of one
+            meta = f.metadata() or {}
+            if meta.get('key')==key: return [f.get_tensor(o) for o in names]
+            ours = 'key' in meta   # somebody's file of the same name stays as it is
+    except (OSError,SafetensorError): pass
     made = make()
-    try: write_file(cache, save(made, dict(key=key)))
+    try: ours and write_file(cache, save(made, dict(key=key)))
     except OSError: pass   # a data folder that cannot be written: decode again next time
     return [made[o] for o in names]
 
@@ -414,16 +420,18 @@ class Found(NamedTuple):
     left_out:tuple # files beside the images, by their endings none
 
     def __str__(self):
-        n,few = self.classes.values(),', '.join(list(self.classes)[:10])+(', ...' if len(self.classes)>10 else '')
+        n,names = self.classes.values(),', '.join(self.classes)
+        each = f'{min(n):,} each' if min(n)==max(n) else f'{min(n):,} to {max(n):,}'
+        if len(names)>80: names = names[:77]+'...'
         kind,hw,p = {1: 'grey', 3: 'colour'}[self.channels],'{}x{}'.format(*self.size),self.parts
-        lines = [f'{self.name}: {sum(n):,} {kind} images in {len(n)} classes of {min(n):,} to {max(n):,} ({few})',
+        lines = [f'{self.name}: {sum(n):,} {kind} images in {len(n)} classes of {each} ({names})',
                  f"{p['train']:,} to train, {p['valid']:,} to validate, {p['test']:,} to test; "
                  + (f"{' and '.join(self.made)} drawn by the seed, classes in proportion" if self.made else 'as the folders say')]
         if self.resized:
             lines += [f'{self.resized:,} resized and centre-cropped to {hw} pixels; '
                       f'their shorter sides were {self.was[0]} to {self.was[1]}']
         else: lines += [f'{hw} pixels, as they were']
-        if self.repeated: lines += [f'{self.repeated:,} images to validate or test are in an earlier part as well, pixel by pixel']
+        if self.repeated: lines += [f'{self.repeated:,} image(s) to validate or test are in an earlier part as well, pixel by pixel']
         if self.left_out: lines += [f'{len(self.left_out):,} file(s) left out, no images by their names, e.g. {self.left_out[0]}']
         return '\n'.join(lines)
 
