@@ -6,7 +6,7 @@ Docs: https://enas-nb.github.io/enas_nb/data.html.md"""
 
 # %% auto #0
 __all__ = ['ImageNormalize', 'images_dls', 'open_test', 'digits_dls', 'split_valid', 'with_valid', 'train_on_all', 'PadCropFlip',
-           'CutOut', 'add_cutout', 'fashion_dls', 'cifar10_dls', 'Measure', 'Task', 'ImageTask']
+           'CutOut', 'add_cutout', 'fashion_dls', 'cifar10_dls', 'Found', 'folder_dls', 'Measure', 'Task', 'ImageTask']
 
 # %% ../nbs/05_data.ipynb #1571e07b
 import gzip,hashlib,os
@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from PIL import Image
-from safetensors import safe_open
+from PIL import Image,ImageOps,UnidentifiedImageError
+from safetensors import SafetensorError,safe_open
 from safetensors.torch import save
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -61,13 +61,33 @@ def _check_images(name, x, y, vocab):
     if y.min()<0 or y.max()>=n:
         raise ValueError(f'{name} labels lie in {y.min()}..{y.max()}; {n} classes allow 0..{n-1}')
 
+# %% ../nbs/05_data.ipynb #5d0a4b11
+def _picture(img, mode, size=None):
+    "A PIL image as the library sees it: upright, on white, of `mode` 'L' or 'RGB', cut to `size` (height, width)"
+    img = ImageOps.exif_transpose(img)
+    if img.mode=='F': raise ValueError('its pixels are decimal numbers; 8 or 16 bits each are allowed')
+    if img.mode[0]=='I': img = Image.fromarray((np.asarray(img)>>8).clip(0, 255).astype(np.uint8))
+    if img.getbands()[-1] in 'Aa' or 'transparency' in img.info:
+        img = img.convert('RGBA')
+        img = Image.alpha_composite(Image.new('RGBA', img.size, 'white'), img)
+    img = img.convert(mode)
+    return img if size is None else ImageOps.fit(img, size[::-1], Image.Resampling.BILINEAR)
+
+def _read_image(f, mode, size=None):
+    "`_picture` of a file"
+    with Image.open(f) as img:
+        if size: img.draft(None, size[::-1])   # of a large jpg no more is decoded than is needed
+        return _picture(img, mode, size)
+
 class _ToImage(Transform):
     "A file, a PIL image, an array [H, W, C] or a tensor [C, H, W] as uint8 `TensorImage` of `shape`"
     def __init__(self, shape): store_attr()
     def encodes(self, o):
         c,h,w = self.shape
-        if isinstance(o, (str,Path,bytes)): o = Image.open(o)
-        if isinstance(o, Image.Image): o = np.array(o.convert('L' if c==1 else 'RGB'))
+        mode = 'L' if c==1 else 'RGB'
+        if isinstance(o, (str,Path,bytes)): o = _read_image(o, mode, (h,w))
+        elif isinstance(o, Image.Image): o = _picture(o, mode, (h,w))
+        if isinstance(o, Image.Image): o = np.array(o)
         if isinstance(o, np.ndarray): o = torch.from_numpy(o.reshape(*o.shape[:2], -1).copy()).permute(2,0,1)
         if o.dtype!=torch.uint8 or tuple(o.shape)!=(c,h,w):
             raise ValueError(f'an image of {o.dtype} {tuple(o.shape)} where uint8 {(c,h,w)} is needed; '
@@ -182,11 +202,12 @@ def train_on_all(
 class PadCropFlip(BatchRandom):
     "Zero-pad by `pad`, crop each image back at random, mirror half of them"
     def __init__(self,
-        pad=4,     # pixels on each side; 0: no crop
+        pad=4,     # pixels on each side, or below 1 a share of the shorter side; 0: no crop
         flip=True, # mirror each image with probability 1/2?
     ): store_attr()
     def encodes(self, x:TensorImage):
-        x,(n,_,h,w),device,pad = x.as_subclass(Tensor),x.shape,x.device,self.pad
+        x,(n,_,h,w),device = x.as_subclass(Tensor),x.shape,x.device
+        pad = self.pad if self.pad>=1 else round(self.pad*min(h, w))
         if pad:
             i,j = torch.randint(2*pad+1, (2,n), generator=self.generator, device=device)   # one corner each, [n] and [n]
             windows = F.pad(x, (pad,)*4).unfold(2, h, 1).unfold(3, w, 1)        # [n, C, 2 pad+1, 2 pad+1, h, w]
@@ -264,50 +285,104 @@ def fashion_dls(
     return images_dls(train, valid, _fashion, bs, seed, augment, partial(_fashion_xy, path, 't10k'), device)
 
 # %% ../nbs/05_data.ipynb #0000003b
+_endings = tuple('.png .jpg .jpeg .jfif .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .jp2 .avif'.split())
+_part_names = dict(train=('train','training'), valid=('valid','val','validation'), test=('test','testing'))
+
+def _scan(folder):
+    "Folders and files directly in `folder`, by name, hidden ones left out"
+    found = sorted((o for o in os.scandir(folder) if o.name[0]!='.'), key=lambda o: o.name)
+    return [o for o in found if o.is_dir()],[o for o in found if not o.is_dir()]
+
+def _part_folders(path):
+    "The folder of each part; `path` itself is to train with if its folders are classes"
+    names = [o.name for o in _scan(path)[0]]
+    parts = {part: [o for o in names if o.lower() in known] for part,known in _part_names.items()}
+    parts = {part: found for part,found in parts.items() if found}
+    if not parts or len(parts)==1 and len(names)>sum(map(len, parts.values())): return dict(train=path)
+    twice = [o for o in parts.values() if len(o)>1]
+    if twice: raise ValueError(f"{path} holds {' and '.join(twice[0])}, which mean the same; keep one of them")
+    if 'train' not in parts: raise ValueError(f"{path} holds {', '.join(names)} and no folder `train`")
+    return {part: path/found[0] for part,found in parts.items()}
+
+# %% ../nbs/05_data.ipynb #5d0a4b18
 def _folder_files(path):
-    "Image files of `path`/{train,test}/CLASS by part, the classes, and a fingerprint of it all"
+    "Image files with labels by part, the classes, a fingerprint of all, and the files that are no images by their names"
     if not path.is_dir(): raise FileNotFoundError(f'{path} is not a folder')
-    def classes(part): return sorted(o.name for o in (path/part).iterdir() if o.is_dir()) if (path/part).is_dir() else []
-    vocab = classes('train')
-    if not vocab or classes('test')!=vocab:
-        raise ValueError(f"{path}: `train` and `test` must hold one folder per class, the same in both; "
-                         f"found {vocab} and {classes('test')}")
-    files,h = {},hashlib.sha256()
-    for part in ('train','test'):
+    folders,files,h,left = _part_folders(path),{},hashlib.sha256(),[]
+    vocab = [o.name for o in _scan(folders['train'])[0]]
+    for part,folder in folders.items():
+        classes = [o.name for o in _scan(folder)[0]]
+        if classes!=vocab or not vocab: raise ValueError(_no_classes(folder, folders['train'], classes, vocab))
         files[part] = []
         for i,c in enumerate(vocab):
-            found = [o for o in os.scandir(path/part/c) if o.name.lower().endswith(('.png','.jpg','.jpeg'))]
-            if not found: raise ValueError(f'{path/part/c} holds no png or jpg images')
-            for o in sorted(found, key=lambda o: o.name):
-                h.update(f'{part}/{c}/{o.name} {o.stat().st_size} {o.stat().st_mtime_ns}\n'.encode())
+            below,found = _scan(folder/c)
+            if below:
+                raise ValueError(f'{folder/c} holds a folder, {below[0].name}; one folder per class is needed, none below it'
+                                 + (f'; is it {folder/c} that you mean?' if len(vocab)==1 else ''))
+            images = [o for o in found if o.name.lower().endswith(_endings)]
+            left += [os.path.relpath(o.path, path) for o in found if o not in images]
+            if not images: raise ValueError(f"{folder/c} holds no images ({' '.join(_endings)})")
+            for o in images:
+                if not o.is_file(): raise ValueError(f'{o.path} is no file: a link to nowhere, or a device')
+                h.update(f'{part}/{c}/{o.name} {o.stat().st_size} {o.stat().st_mtime_ns}\n'.encode(errors='surrogateescape'))
                 files[part].append((o.path,i))
-    return files,vocab,h.hexdigest()
+    return files,vocab,h.hexdigest(),left
 
-def _decode_files(files):
-    "Images [n, H, W, 3] and labels [n] of (file, label) pairs"
-    x = []
+def _no_classes(folder, train, classes, vocab):
+    "What is wrong with the classes of `folder`, where those of `train` are `vocab`"
+    if not classes:
+        return (f'{folder} holds no folders; one folder per class is needed, as in CLASS/IMAGE.png'
+                + (f'; images without a class say nothing, so give {train} alone' if folder!=train else ''))
+    few = lambda a,b: ', '.join(sorted(set(a)-set(b))[:3]) or 'none'
+    return (f'{folder} and {train} must hold one folder per class, the same in both; '
+            f'only in the first: {few(classes, vocab)}; only in the second: {few(vocab, classes)}')
+
+# %% ../nbs/05_data.ipynb #5d0a4b12
+def _each(files, read):
+    "`read` of each of (file, label) pairs; `ValueError` names one that cannot be read, and counts the others"
+    res,bad = [],[]
+    def why(e): return '' if isinstance(e, UnidentifiedImageError) else f' ({e})'
     for f,_ in files:
-        try: x.append(np.asarray(Image.open(f).convert('RGB')))
-        except OSError: raise ValueError(f'{f} cannot be read as an image')
-        if x[-1].shape!=x[0].shape: raise ValueError(f'{f} is {x[-1].shape[:2]} pixels where {x[0].shape[:2]} are needed')
+        try: res.append(read(f))
+        except Exception as e: bad.append(f'{f} cannot be read as an image'+why(e))   # a broken file fails in many ways
+    if bad: raise ValueError(bad[0]+(f', nor can {len(bad)-1} others of {len(files)} files' if len(bad)>1 else ''))
+    return res
+
+def _decode_files(files, size=None):
+    "Images [n, H, W, 3] and labels [n] of (file, label) pairs, cut to `size` (height, width)"
+    x = _each(files, lambda f: np.asarray(_read_image(f, 'RGB', size)))
+    for (f,_),o in zip(files, x):
+        if o.shape!=x[0].shape: raise ValueError(f'{f} is {o.shape[:2]} pixels where {x[0].shape[:2]} are needed')
     return torch.from_numpy(np.stack(x)),torch.tensor([i for _,i in files])
+
+def _kept(cache, key, names, make):
+    "Tensors `names` of the file `cache` if it carries `key`, otherwise of `make()`, which is written there"
+    ours = not cache.exists()
+    try:
+        with safe_open(cache, 'pt') as f:
+            meta = f.metadata() or {}
+            if meta.get('key')==key: return [f.get_tensor(o) for o in names]
+            ours = 'key' in meta   # somebody's file of the same name stays as it is
+    except (OSError,SafetensorError): pass
+    made = make()
+    try: ours and write_file(cache, save(made, dict(key=key)))
+    except OSError: pass   # a data folder that cannot be written: decode again next time
+    return [made[o] for o in names]
+
+def _check_size(size, own):
+    "Refuse a `size` that is no side of an image"
+    if size is not None and not (isinstance(size, int) and 4<=size<=256):
+        raise ValueError(f'size is {size!r}; allowed is the side of an image in whole pixels, 4 to 256, or None for {own}')
 
 # %% ../nbs/05_data.ipynb #0000003c
 def _folder_xy(path, part, size=None, listing=None):
     "Images [n, 3, H, W] and labels [n] of `part`, from the cache beside the folder that the first call writes"
-    files,_,key = listing or _folder_files(path)
-    cache,xy = path.parent/f'{path.name}.safetensors',None
-    if cache.exists():
-        with safe_open(cache, 'pt') as f:
-            if f.metadata().get('key')==key: xy = [f.get_tensor(f'{part}_{o}') for o in 'xy']
-    if xy is None:
-        both = {f'{k}_{o}': t for k,v in files.items() for o,t in zip('xy', _decode_files(v))}
-        xy = [both[f'{part}_{o}'] for o in 'xy']
-        try: write_file(cache, save(both, dict(key=key)))
-        except OSError: pass   # a data folder that cannot be written: decode again next time
-    x = xy[0].permute(0,3,1,2)
+    files,_,key,_ = listing or _folder_files(path)
+    decode = lambda: {f'{k}_{o}': t for k,v in files.items() for o,t in zip('xy', _decode_files(v))}
+    x,y = _kept(path.parent/f'{path.name}.safetensors', key, [f'{part}_{o}' for o in 'xy'], decode)
+    x = x.permute(0,3,1,2)
     if size is not None: x = F.interpolate(x, (size,size), mode='bilinear', antialias=True)
-    return x,xy[1]
+    return x,y
 
 def cifar10_dls(
     bs=160,       # batch size
@@ -320,15 +395,122 @@ def cifar10_dls(
     size=None,    # side of the images in pixels, 4 to 256; default: as they are, 32. `ValueError` for others
 ) -> MemoryDataLoaders:
     "CIFAR-10, 32x32 colour: 45,000 to train, 5,000 to validate, 10,000 to test"
-    if size is not None and not (isinstance(size, int) and 4<=size<=256):
-        raise ValueError(f'size is {size!r}; allowed is the side of an image in whole pixels, 4 to 256, or None for 32')
+    _check_size(size, 32)
     try: path = Path(path or untar_data(URLs.CIFAR))
     except OSError as e:
         raise FileNotFoundError(f"no CIFAR-10 in {fastai_path('data')}, "
                                 f"and it cannot be fetched from {URLs.CIFAR} ({e})") from None
     listing = _folder_files(path)
+    if set(listing[0])!={'train','test'}: raise ValueError(f'{path}: `train` and `test` must hold one folder per class')
     train,valid = _train_valid(*_folder_xy(path, 'train', size, listing), n_valid, n_train, seed)
     return images_dls(train, valid, listing[1], bs, seed, augment, partial(_folder_xy, path, 'test', size), device)
+
+# %% ../nbs/05_data.ipynb #5d0a4b13
+class Found(NamedTuple):
+    "What `folder_dls` found and made: plain data for a report, a few lines for a reader"
+    name:str       # of the folder
+    classes:dict   # images of each class
+    channels:int   # 1 if no image has a colour, otherwise 3
+    size:tuple     # height and width of all images in pixels
+    parts:dict     # images that train, validate and test
+    made:tuple     # which of these parts were drawn by the seed; the others are folders
+    resized:int    # images that had another size
+    was:tuple      # smallest and largest of the shorter sides, before
+    repeated:int   # images to validate or test that are, pixel by pixel, in an earlier part as well
+    left_out:tuple # files beside the images, by their endings none
+
+    def __str__(self):
+        n,names = self.classes.values(),', '.join(self.classes)
+        each = f'{min(n):,} each' if min(n)==max(n) else f'{min(n):,} to {max(n):,}'
+        if len(names)>80: names = names[:77]+'...'
+        kind,hw,p = {1: 'grey', 3: 'colour'}[self.channels],'{}x{}'.format(*self.size),self.parts
+        lines = [f'{self.name}: {sum(n):,} {kind} images in {len(n)} classes of {each} ({names})',
+                 f"{p['train']:,} to train, {p['valid']:,} to validate, {p['test']:,} to test; "
+                 + (f"{' and '.join(self.made)} drawn by the seed, classes in proportion" if self.made else 'as the folders say')]
+        if self.resized:
+            lines += [f'{self.resized:,} resized and centre-cropped to {hw} pixels; '
+                      f'their shorter sides were {self.was[0]} to {self.was[1]}']
+        else: lines += [f'{hw} pixels, as they were']
+        if self.repeated: lines += [f'{self.repeated:,} image(s) to validate or test are in an earlier part as well, pixel by pixel']
+        if self.left_out: lines += [f'{len(self.left_out):,} file(s) left out, no images by their names, e.g. {self.left_out[0]}']
+        return '\n'.join(lines)
+
+def _common_size(sizes):
+    "Height and width for images of `sizes` [n, 2]: their own if small and the same, otherwise a square"
+    own = (sizes==sizes[0]).all() and sizes.max()<=32
+    hw = sizes[0].tolist() if own else [min(32, int(sizes.min(1).values.median()))]*2
+    if min(hw)<4: raise ValueError(f'images of {hw[0]}x{hw[1]} pixels; at least 4x4 are needed, and e.g. size=8 makes them larger')
+    return hw
+
+# %% ../nbs/05_data.ipynb #5d0a4b14
+def _folder_parts(path, size, files, key):
+    "Images [n, H, W, 3] and labels of each part of a folder in one size, and the sizes [n, 2] that they had"
+    every = [o for v in files.values() for o in v]
+    def decode():
+        def shape(f):
+            with Image.open(f) as img: return img.size[::-1]
+        sizes = torch.tensor(_each(every, shape))
+        hw = [size]*2 if size else _common_size(sizes)
+        if (need := len(every)*hw[0]*hw[1]*3)>2**32:
+            raise ValueError(f'{len(every):,} images of {hw[0]}x{hw[1]} pixels need {need/2**30:.0f} GB of memory, allowed are 4; '
+                             'lower size, or use a part of them')
+        x,y = _decode_files(every, hw)
+        if (x==x[...,:1]).all(): x = x[...,:1].clone()   # no image has a colour
+        return dict(x=x, y=y, sizes=sizes)
+    x,y,sizes = _kept(path.parent/f'{path.name}.safetensors', f'{key} {size}', ('x','y','sizes'), decode)
+    n = [len(o) for o in files.values()]
+    return dict(zip(files, zip(x.split(n), y.split(n)))),sizes
+
+def _fill_parts(parts, vocab, seed):
+    "A fifth of the images for each of `test` and `valid` that is missing, out of those to train; names those made"
+    (x,y),made = parts['train'],[o for o in ('test','valid') if o not in parts]
+    n,few = -(-len(y)//5),[f'{c} has {k}' for c,k in zip(vocab, y.bincount(minlength=len(vocab)).tolist()) if k<5]
+    if made and few:
+        raise ValueError(f"{' and '.join(made)} cannot be drawn: 5 training images of each class are needed, "
+                         f"and {', '.join(few[:3])}" + (f', and {len(few)-3} more classes have too few' if len(few)>3 else ''))
+    for part in made:
+        got,rest = _take(y, n, seed, part)
+        parts[part],x,y = (x[got],y[got]),x[rest],y[rest]
+    return parts | dict(train=(x,y)),made
+
+def _n_repeated(parts):
+    "How many images to validate or test are in an earlier part as well"
+    n,seen = 0,set()
+    for part in _part_names:
+        keys = [hash(o.contiguous().numpy().tobytes()) for o in parts[part][0]]
+        n += sum(k in seen for k in keys)
+        seen.update(keys)
+    return n
+
+# %% ../nbs/05_data.ipynb #5d0a4b15
+def folder_dls(
+    path,         # folder of CLASS/IMAGE, or of train/CLASS/IMAGE and the like; `ValueError` says what is amiss in it
+    bs=64,        # batch size
+    seed=0,       # of the split, the order and the augmentation
+    size=None,    # side of the images in pixels, 4 to 256; default: their own or at most 32, see `Found.size`
+    n_train=None, # training images, classes in proportion; default: all
+    augment=PadCropFlip(1/8, flip=False), # batch transform(s) for training; the default does not mirror
+    device=None,  # where the images live
+) -> MemoryDataLoaders: # their `found` is a `Found`
+    "Images of your own: one folder per class, split by the seed where folders do not say how"
+    _check_size(size, 'a size by the images, at most 32')
+    path = Path(os.path.abspath(Path(path).expanduser()))
+    files,vocab,key,left = _folder_files(path)
+    if len(vocab)<2: raise ValueError(f'{path} holds one class, {vocab[0]}; at least 2 are needed, one folder per class')
+    for c in vocab:
+        if not c.isprintable(): raise ValueError(f'the name of the class {c!r} in {path} cannot be printed; rename its folder')
+    parts,sizes = _folder_parts(path, size, files, key)
+    count = sum(y.bincount(minlength=len(vocab)) for _,y in parts.values()).tolist()
+    parts,made = _fill_parts(parts, vocab, seed)
+    if n_train is not None:
+        keep = _take(parts['train'][1], n_train, seed, 'n_train')[0]
+        parts['train'] = tuple(o[keep] for o in parts['train'])
+    parts = {part: (x.permute(0,3,1,2),y) for part,(x,y) in parts.items()}
+    (c,*hw),side = parts['train'][0].shape[1:],sizes.min(1).values
+    res = images_dls(parts['train'], parts['valid'], vocab, bs, seed, augment, parts['test'], device)
+    res.found = Found(path.name, dict(zip(vocab, count)), c, tuple(hw), {o: len(parts[o][1]) for o in _part_names}, tuple(made),
+        (sizes!=torch.tensor(hw)).any(1).sum().item(), (side.min().item(),side.max().item()), _n_repeated(parts), tuple(left))
+    return res
 
 # %% ../nbs/05_data.ipynb #00000040
 class Measure(NamedTuple):
