@@ -1,5 +1,5 @@
 "The policy on small random spaces of every kind: probabilities, repeatability, devices, and what a batch costs."
-import itertools, math, time
+import itertools, time
 from dataclasses import dataclass, replace
 
 import pytest, torch
