@@ -19,7 +19,8 @@ from .presets import ControllerPreset, general
 class Decision(NamedTuple):
     "What the policy thought and did at one step, for a batch of architectures."
     step: Step            # the step of the space
-    logits: torch.Tensor  # [n, `step.width`, `step.choices`], normalised: log-probabilities of each choice
+    # [n, `step.width`, `step.choices`], normalised: log-probabilities of each choice
+    logits: torch.Tensor
     action: torch.Tensor  # [n, `step.width`], what was chosen
 
     @property
@@ -39,37 +40,48 @@ class Walk(NamedTuple):
     decisions: tuple       # the `Decision`s, in the order of the policy
 
 # %% ../nbs/03_controller.ipynb #0000000d
+def _fixed_logits(step):
+    "What is added to the logits of a step, whatever the policy thinks: [choices], or nothing."
+    if not (step.bias or step.locality): return None
+    z = torch.tensor(step.bias or [0.]*step.n)
+    return z - (torch.arange(step.n, 0, -1)**2)/6 if step.locality else z
+
 class Controller(nn.Module):
-    "An LSTM policy over `space` (paper 2.2; `general_controller.py`, `micro_controller.py`, `ptb_enas_controller.py`)."
+    "An LSTM policy over `space` (paper 2.2; the authors' `*_controller.py`)."
     def __init__(self,
         space:SearchSpace, # Any space: only its steps are used
-        preset:ControllerPreset=None, # Sizes and constants; those of the space's default preset by default
+        preset:ControllerPreset=None, # Sizes and constants; the space's default preset's by default
     ):
         super().__init__()
-        self.space, self.preset = space, preset or next(iter(space.presets.values()), general['images']).controller
-        H, n = self.preset.hidden, len(space.ops)
-        self.lstm   = nn.ModuleList([nn.LSTMCell(H, H, bias=False) for _ in range(self.preset.n_lstm)])
+        if preset is None: preset = next(iter(space.presets.values()), general['images']).controller
+        self.space, self.preset = space, preset
+        H, n = preset.hidden, len(space.ops)
+        self.lstm   = nn.ModuleList([nn.LSTMCell(H, H, bias=False) for _ in range(preset.n_lstm)])
         self.start  = nn.Parameter(torch.empty(1, H))
         self.op_emb, self.op_out = nn.Embedding(n, H), nn.Linear(H, n, bias=False)
-        self.key, self.query, self.v = nn.Linear(H, H, bias=False), nn.Linear(H, H, bias=False), nn.Linear(H, 1, bias=False)
+        self.key, self.query = nn.Linear(H, H, bias=False), nn.Linear(H, H, bias=False)
+        self.v = nn.Linear(H, 1, bias=False)
         self.op_bias = nn.Parameter(torch.tensor(space.op_bias)) if space.op_bias else None
         for name,p in self.named_parameters():
-            if name!='op_bias': nn.init.uniform_(p, -self.preset.init, self.preset.init)
+            if name!='op_bias': nn.init.uniform_(p, -preset.init, preset.init)
+        for i,step in enumerate(space.steps): # constants move with θ, and are not saved
+            self.register_buffer(f'fixed{i}', _fixed_logits(step), persistent=False)
 
     @property
     def device(self): "Where θ lives."; return self.start.device
 
 # %% ../nbs/03_controller.ipynb #00000012
 @patch
-def _logits(self:Controller, step, h, keys):
-    "Log-probabilities of the choices at `step` for LSTM outputs `h` [n, hidden]: [n, width, choices]."
+def _logits(self:Controller, step, fixed, h, keys):
+    "Log-probabilities of the choices at `step` for outputs `h` [n, hidden]: [n, width, choices]."
     p = self.preset
     if step.kind=='op': z = self.op_out(h) if self.op_bias is None else self.op_out(h)+self.op_bias
-    else: z = self.v(torch.tanh(torch.stack([keys[j] for j in step.among], 1) + self.query(h)[:,None]))[...,0] # [n, choices]
-    if step.kind=='skips': z = torch.stack([-z, z], -1)                                                       # [n, width, 2]
+    else: # attention: [n, choices]
+        keys = torch.stack([keys[j] for j in step.among], 1)
+        z = self.v(torch.tanh(keys + self.query(h)[:,None]))[...,0]
+    if step.kind=='skips': z = torch.stack([-z, z], -1) # [n, width, 2]
     z = p.tanh_constant/(p.op_tanh_reduce if step.reduce else 1) * torch.tanh(z/p.temperature)
-    if step.bias:     z = z + torch.tensor(step.bias, device=z.device)
-    if step.locality: z = z - (torch.arange(step.n, 0, -1, device=z.device)**2)/6
+    if fixed is not None: z = z + fixed
     return (z if step.kind=='skips' else z[:,None]).log_softmax(-1)
 
 # %% ../nbs/03_controller.ipynb #00000014
@@ -88,23 +100,25 @@ def _next(self:Controller, step, action, states):
 @patch
 def walk(self:Controller,
          n,    # How many architectures walk side by side
-         pick, # A function of (step, logits [n, width, choices]) that returns the actions, int64 [n, width]
+         # A function of (step, logits [n, width, choices]) that returns actions, int64 [n, width]
+         pick,
         )->Walk:
     "Walk through the space: the LSTM decides, `pick` acts."
     x, zero = self.start.expand(n, -1), self.start.new_zeros(n, self.preset.hidden)
     hc, states, keys, decisions = [(zero,zero)]*len(self.lstm), [], [], []
     slots = [None]*self.space.length
-    for step in self.space.steps:
+    for t,step in enumerate(self.space.steps):
         for i,cell in enumerate(self.lstm): hc[i] = cell(x, hc[i]); x = hc[i][0]
         h, action = x, x.new_zeros(n, 0, dtype=torch.long)
         if step.kind!='none':
-            logits = self._logits(step, h, keys)
+            logits = self._logits(step, getattr(self, f'fixed{t}'), h, keys)
             action = pick(step, logits)
             decisions.append(Decision(step, logits, action))
             slots[step.at:step.at+step.width] = action.unbind(1)
         if step.remember: states.append(h if step.remember=='h' else zero); keys.append(self.key(h))
         x = self._next(step, action, states)
-    log_prob, entropy = (sum(getattr(d, o).sum(1) for d in decisions) for o in ('log_prob', 'entropy'))
+    log_prob = sum(d.log_prob.sum(1) for d in decisions)
+    entropy  = sum(d.entropy.sum(1) for d in decisions)
     return Walk(torch.stack(slots, 1), log_prob, entropy, tuple(decisions))
 
 # %% ../nbs/03_controller.ipynb #00000018
@@ -131,10 +145,11 @@ def score(self:Controller,
     "Walk along given architectures: their log-probabilities, entropies and decisions."
     if not torch.is_tensor(codes): codes = torch.tensor([o.code for o in codes], device=self.device)
     if codes.ndim!=2 or codes.shape[1]!=self.space.length:
-        raise ValueError(f'codes are {tuple(codes.shape)}, architectures of {self.space} are [n, {self.space.length}]')
+        raise ValueError(f'codes are {tuple(codes.shape)}, '
+                         f'architectures of {self.space} are [n, {self.space.length}]')
     return self.walk(len(codes), lambda step,logits: codes[:,step.at:step.at+step.width])
 
 # %% ../nbs/03_controller.ipynb #00000025
 def reported_entropy(walk:Walk): # Of a macro or recurrent policy
-    "What the authors' macro and recurrent controllers log as entropy: -p·log p summed over the sampled actions only; [n]."
+    "What their macro and recurrent policies log as entropy: -p·log p of the sampled actions; [n]."
     return sum(-(d.log_prob*d.log_prob.exp()).sum(1) for d in walk.decisions)

@@ -1,4 +1,4 @@
-"""How rewards move the policy: the estimator, its baselines, its variance, checked on a table of rewards where all can be computed.
+"""How rewards move the policy: estimator, baselines and variance, checked on a table of rewards.
 
 Docs: https://enas-nb.github.io/enas_nb/reinforce.html.md"""
 
@@ -17,7 +17,7 @@ from .controller import Controller, Walk
 
 # %% ../nbs/04_reinforce.ipynb #5db54aca
 class MovingAverage:
-    "The paper's baseline: a moving average of all rewards so far, updated by each before it is used (`general_controller.py`)."
+    "The paper's baseline: a moving average of all rewards, updated by each before it is used."
     def __init__(self,
         decay=.99, # b ← decay·b + (1-decay)·R
     ): self.decay, self.value = decay, 0.
@@ -25,16 +25,17 @@ class MovingAverage:
     def __call__(self,
         rewards, # [n], in the order in which they update the average
     ):
-        "The baseline for each reward: [n]. One matrix product, so that nothing waits for the device."
+        "The baseline for each reward: [n]. One matrix product: nothing waits for the device."
         k = torch.arange(len(rewards), device=rewards.device, dtype=rewards.dtype)
-        w = (1-self.decay) * self.decay**(k[:,None]-k).clamp(min=0) * (k[:,None]>=k) # b_i = decay^(i+1) b + Σ_j≤i w_ij R_j
+        # b_i = decay^(i+1) b + Σ_j≤i w_ij R_j
+        w = (1-self.decay) * self.decay**(k[:,None]-k).clamp(min=0) * (k[:,None]>=k)
         b = self.value*self.decay**(k+1) + w@rewards
         self.value = b[-1]
         return b
 
 # %% ../nbs/04_reinforce.ipynb #518ec172
 class LeaveOneOut:
-    "The baseline of each architecture is the mean reward of the others that were scored on the same minibatch."
+    "The baseline of an architecture is the mean reward of the others on the same minibatch."
     value = 0. # the mean reward of the last step
 
     def __call__(self,
@@ -42,25 +43,31 @@ class LeaveOneOut:
     ):
         "The baseline for each reward: [n]."
         n = len(rewards)
-        if n<2: raise ValueError(f'the leave-one-out baseline needs 2 or more architectures a step, n_archs is {n}')
+        if n<2: raise ValueError('the leave-one-out baseline needs 2 or more architectures '
+                                 f'a step, n_archs is {n}')
         self.value = rewards.mean()
         return (rewards.sum()-rewards)/(n-1)
 
 def make_baseline(
-    preset:ControllerPreset, # `ValueError` for an unknown `baseline`, or one that `n_archs` is too small for
+    # `ValueError` for an unknown `baseline`, or one that `n_archs` is too small for
+    preset:ControllerPreset,
 ):
     "The baseline that a preset asks for."
     if preset.baseline=='moving-average': return MovingAverage(preset.baseline_decay)
     if preset.baseline!='leave-one-out':
-        raise ValueError(f"baseline is {preset.baseline!r}, allowed are 'moving-average', 'leave-one-out'")
+        raise ValueError(f"baseline is {preset.baseline!r}, "
+                         "allowed are 'moving-average', 'leave-one-out'")
     if preset.n_archs<2:
-        raise ValueError(f'the leave-one-out baseline needs 2 or more architectures a step, n_archs is {preset.n_archs}')
+        raise ValueError('the leave-one-out baseline needs 2 or more architectures '
+                         f'a step, n_archs is {preset.n_archs}')
     return LeaveOneOut()
 
 # %% ../nbs/04_reinforce.ipynb #c0bbb5c7
-def ppl_reward(pred, # Logits [..., words], or a tuple that begins with them, as recurrent networks return
+def ppl_reward(# Logits [..., words], or a tuple that begins with them, as recurrent networks return
+               pred,
                targ, # Word numbers [...]
-               c=80.,        # Reward at a perplexity of 1; the released code's, the paper (2.2) gives no value
+               # Reward at a perplexity of 1; the released code's, the paper (2.2) gives no value
+               c=80.,
                max_nats=12.):# Loss of a network whose loss is larger, or not a number
     "The reward of a language model on one batch, `c`/perplexity: a scalar tensor."
     logits = pred[0] if isinstance(pred, tuple) else pred
@@ -70,24 +77,29 @@ def ppl_reward(pred, # Logits [..., words], or a tuple that begins with them, as
 # %% ../nbs/04_reinforce.ipynb #00000014
 def skip_penalty(walk:Walk, # Of any policy; zeros where no step has skips
                  target=.4, # Prior probability of a skip, between 0 and 1
-                 released=False, # The authors' formula, which takes σ(q) where the policy skips with probability σ(2q)?
+                 # The authors' formula, with σ(q) where the policy skips with probability σ(2q)?
+                 released=False,
                 ):
-    "KL divergence of P(skip) from a prior, summed over the skips of a layer, mean over the layers that have some: [n]."
+    "KL divergence of P(skip) from a prior: a layer's sum, mean over the layers with skips; [n]."
     if not 0<target<1:
-        raise ValueError(f'the prior probability of a skip is {target}, allowed is more than 0 and less than 1')
-    ds = [d.logits for d in walk.decisions if d.step.kind=='skips'] # log-probabilities [n, skips, 2]
+        raise ValueError(f'the prior probability of a skip is {target}, '
+                         'allowed is more than 0 and less than 1')
+    # log-probabilities [n, skips, 2]
+    ds = [d.logits for d in walk.decisions if d.step.kind=='skips']
     if not ds: return torch.zeros_like(walk.log_prob)
     if released: ds = [F.logsigmoid((z-z.flip(-1))/2) for z in ds]
     no,yes = math.log(1-target), math.log(target)
-    return sum((z.exp()*z).sum((1,2)) - (z.exp()[...,0]*no + z.exp()[...,1]*yes).sum(1) for z in ds)/len(ds)
+    return sum((z.exp()*z).sum((1,2)) - (z.exp()[...,0]*no + z.exp()[...,1]*yes).sum(1)
+               for z in ds)/len(ds)
 
 def skip_count(walk:Walk): # Of any policy
     "How many skips each architecture has: [n]."
-    return sum((d.action.sum(1) for d in walk.decisions if d.step.kind=='skips'), torch.zeros_like(walk.codes[:,0]))
+    return sum((d.action.sum(1) for d in walk.decisions if d.step.kind=='skips'),
+               torch.zeros_like(walk.codes[:,0]))
 
 # %% ../nbs/04_reinforce.ipynb #00000016
 class Reinforce:
-    "Trains a policy's θ by REINFORCE (Williams 1992; paper 2.2): Adam, a baseline, and one `step` per batch of architectures."
+    "Trains a policy's θ by REINFORCE (Williams 1992; paper 2.2): Adam, a baseline, and `step`."
     def __init__(self,
         controller:Controller, # The policy
         preset:ControllerPreset=None, # Its numbers; the controller's own by default
@@ -110,10 +122,11 @@ class Reinforce:
         walk:Walk, # `n` sampled architectures
         rewards,   # [n], what each of them earned
     ):
-        "-log π(m)·(R + w·H - b) averaged over the batch, plus the skip prior. Updates the baseline."
+        "-log π(m)·(R + w·H - b), mean over the batch, plus the skip prior. Updates the baseline."
         p, r = self.preset, self.paid(walk, rewards)
         loss = -(walk.log_prob*(r-self.baseline(r))).mean()
-        return loss + p.skip_weight*skip_penalty(walk, p.skip_target).mean() if p.skip_weight else loss
+        return (loss + p.skip_weight*skip_penalty(walk, p.skip_target).mean() if p.skip_weight
+                else loss)
 
 # %% ../nbs/04_reinforce.ipynb #98cb039b
 @patch

@@ -1,6 +1,6 @@
 "The policy on small random spaces of every kind: probabilities, repeatability, devices, and what a batch costs."
-import itertools, math, time
-from dataclasses import replace
+import itertools, time
+from dataclasses import dataclass, replace
 
 import pytest, torch
 from hypothesis import given, settings, strategies as st
@@ -11,6 +11,7 @@ from enas_nb.presets import released
 from enas_nb.macro import MacroSpace
 from enas_nb.micro import MicroSpace
 from enas_nb.recurrent import RecurrentSpace
+from enas_nb.space import SearchSpace, Step
 
 SMALL = replace(released['macro'].controller, hidden=8)
 
@@ -83,6 +84,32 @@ def test_a_generator_repeats_and_leaves_the_global_one_alone(space, seed):
 
 def test_score_refuses_another_length():
     with pytest.raises(ValueError, match=r'\(2, 5\)'): policy(MacroSpace(3)).score(torch.zeros(2, 5, dtype=torch.long))
+
+def test_ops_that_are_not_counted_right_are_refused_at_once():
+    @dataclass(frozen=True)
+    class Mine(SearchSpace):
+        ops = ('relu', 'tanh')
+        def decisions(self): yield Step('op', 'the op', n=3)
+    with pytest.raises(ValueError, match="'the op' has n=3, the space has 2 ops"): Controller(Mine(), SMALL)
+
+@pytest.mark.parametrize('space', [MicroSpace(2), RecurrentSpace(3)], ids=lambda o: o.name)
+def test_fixed_logits_are_made_once_and_are_not_saved(space, monkeypatch):
+    c, gen = policy(space), torch.Generator().manual_seed(0)
+    assert set(c.state_dict()) == {k for k,_ in c.named_parameters()}
+    def never(*args, **kwargs): raise AssertionError('a constant is made in a walk')
+    monkeypatch.setattr(torch, 'tensor', never)
+    c.double().sample(4, gen)
+    assert {o.dtype for o in c.buffers()} == {torch.float64}
+
+@pytest.mark.parametrize('space', [MicroSpace(2), RecurrentSpace(3)], ids=lambda o: o.name)
+@torch.no_grad()
+def test_fixed_logits_are_those_of_the_steps(space):
+    "A policy without opinions has them alone."
+    c = policy(space, scale=0.)
+    for d in c.sample(2).decisions:
+        z = torch.zeros(d.step.n) + (torch.tensor(d.step.bias) if d.step.bias else 0)
+        if d.step.locality: z = z - torch.tensor([(d.step.n-j)**2/6 for j in range(d.step.n)])
+        torch.testing.assert_close(d.logits[0,0], z.log_softmax(0))
 
 @pytest.mark.parametrize('space', [MacroSpace(3), MicroSpace(2), RecurrentSpace(3)], ids=lambda o: o.name)
 def test_no_tensor_forgets_the_device(plain_lstm_cell, space):

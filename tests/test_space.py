@@ -1,6 +1,6 @@
 "Spaces and architectures: what is refused, what a file carries, ops that are rows, a space that only lists its decisions."
 import json, pickle, re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import networkx as nx
@@ -10,7 +10,8 @@ from torch import nn
 from enas_nb.macro import MacroNet, MacroSpace, SharedMacroNet, final_conv, shared_conv
 from enas_nb.micro import MicroNet, MicroSpace, SharedMicroNet
 from enas_nb.recurrent import RecurrentSpace
-from enas_nb.space import Arch, ListedSpace, Op, SearchSpace, Step, TinySpace, arch_from_json, find_space, load_arch, space_from_dict
+from enas_nb.space import (Arch, ListedSpace, Op, SearchSpace, Step, TinySpace, approx, arch_from_json, find_space, load_arch,
+    space_from_dict)
 
 def activations():
     "A space that has nothing but decisions: an activation after each of a few layers."
@@ -102,14 +103,125 @@ def test_a_file_with_other_decisions_than_the_class_is_refused():
     d['space']['steps'][0]['n'] = 2
     assert 'other decisions' in refused(ValueError, space_from_dict, d['space'])
 
-def test_decisions_that_do_not_fill_the_encoding():
+def of_steps(*steps, rows=('a', 'b'), answer=None):
+    "A space with these decisions."
     @dataclass(frozen=True)
-    class Gap(SearchSpace):
-        def decisions(self): yield Step('skips', 'bits', n=2, at=1)
-    assert 'fill positions [1, 2], allowed is each of 0 to 1 once' in refused(ValueError, Gap().random)
+    class Mine(SearchSpace):
+        ops = rows
+        def decisions(self): return answer if answer else iter(steps)
+    return Mine()
+
+def op(label, at=0, n=2, **kwargs): return Step('op', label, n=n, at=at, **kwargs)
+
+@pytest.mark.parametrize('steps,why', [
+    ([op('one'), op('two'), op('three')], "Mine: 'one' and 'two' both fill position 0, give each decision its own `at`"), # a forgotten `at`
+    ([op('one'), Step('none', 'wait'), Step('index', 'two', n=1)], "'two' has among=()"),
+    ([op('one', remember='h'), Step('skips', 'two', n=1, among=(0,))], "'one' and 'two' both fill position 0"),
+    ([op('one'), op('two', at=2), op('three', at=4)], "nothing fills position 1, 'two' is stored at 2"),
+    ([op('one', at=1)], "nothing fills position 0, 'one' is stored at 1"),
+    ([Step('none', 'wait', remember='h'), Step('skips', 'bits', n=2, at=1, among=(0, 0))], "nothing fills position 0, 'bits' is stored at 1"),
+    ([op('one', n=3)], "'one' has n=3, the space has 2 ops (a, b): write n=len(self.ops)"),
+    ([Step('none', 'wait', remember='h'), Step('index', 'two', n=1, among=(1,))], "'two' has among=(1,), allowed are n=1 positions among the 1 state"),
+    ([Step('none', 'wait', remember='h'), Step('index', 'two', n=2, among=(0,))], "'two' has among=(0,), allowed are n=2 positions among the 1 state")])
+def test_decisions_that_do_not_fit_together(steps, why):
+    space = of_steps(*steps)
+    for f in (lambda: space.steps, lambda: space.size, lambda: space.slots, space.random): assert why in refused(ValueError, f)
+
+def test_decisions_that_are_missing():
     @dataclass(frozen=True)
     class Nothing(SearchSpace): pass
-    with pytest.raises(AttributeError, match='decisions'): Nothing().steps
+    assert 'Nothing has no decisions: give it a method decisions(self)' in refused(TypeError, lambda: Nothing().steps)
+    for answer in (['one'], [op]): assert 'Mine.decisions gives' in refused(TypeError, lambda: of_steps(answer=answer).steps)
+    assert 'Mine.decisions gives no `Step`' in refused(TypeError, lambda: of_steps().steps)
+    @dataclass(frozen=True)
+    class Forgot(SearchSpace): # to write `yield`
+        def decisions(self): op('one')
+    assert 'Forgot.decisions gives no `Step`' in refused(TypeError, lambda: Forgot().steps)
+
+@pytest.mark.parametrize('args,error,why', [
+    (dict(kind='ops'), ValueError, "'one': kind is 'ops', allowed are 'op', 'index', 'skips', 'none'"),
+    (dict(feed='ops'), ValueError, "'one': feed is 'ops', allowed are 'start', 'op'"),
+    (dict(feed='mean'), ValueError, "'one': feed is 'mean', allowed are 'start', 'op'"),
+    (dict(kind='index', feed='op'), ValueError, "'one': feed is 'op', allowed are 'start', 'state', 'state/distance'"),
+    (dict(kind='skips', feed='state'), ValueError, "'one': feed is 'state', allowed are 'start', 'mean'"),
+    (dict(kind='none', feed='op'), ValueError, "'one': feed is 'op', allowed are 'start'"),
+    (dict(remember='x'), ValueError, "'one': remember is 'x', allowed are '', 'h', 'zero'"),
+    (dict(n=0), ValueError, "'one': n is 0, allowed is 1 or more"),
+    (dict(n=2.), TypeError, "'one': n is 2.0, not an integer"),
+    (dict(at=-1), ValueError, "'one': at is -1, allowed is 0 or more"),
+    (dict(at='0'), TypeError, "'one': at is '0', not an integer"),
+    (dict(bias=(1.,)), ValueError, "'one': bias is (1.0,), allowed are n=2 numbers")])
+def test_steps_refused(args, error, why):
+    assert refused(error, lambda: Step(**dict(dict(kind='op', label='one', n=2), **args))).startswith(why)
+
+def test_a_space_is_a_frozen_dataclass():
+    class Bare(SearchSpace):
+        def decisions(self): yield op('one')
+    @dataclass
+    class Thawed(SearchSpace):
+        n_layers: int = 3
+    for cls in (Bare, Thawed): assert f'{cls.__name__} is no frozen dataclass, write @dataclass(frozen=True)' in refused(TypeError, cls)
+    class Wide(MacroSpace): pass # has no fields of its own
+    assert Wide(3).size == MacroSpace(3).size
+
+@pytest.mark.parametrize('args,error,why', [
+    (dict(color='blue'), ValueError, "op 'mine': color is 'blue', allowed is like '#0072b2'"),
+    (dict(color='#07b'), ValueError, "allowed is like '#0072b2'"), (dict(color=5), ValueError, "allowed is like '#0072b2'"),
+    (dict(color='#0072b2\n'), ValueError, "allowed is like '#0072b2'"),
+    (dict(search='#0072b2'), TypeError, "op 'mine': search is '#0072b2', a function is needed"),
+    (dict(final=3), TypeError, "op 'mine': final is 3, a function is needed")])
+def test_rows_refused(args, error, why): assert why in refused(error, Op, 'mine', **args)
+
+def test_an_op_without_builder_is_named_when_a_network_is_built(monkeypatch):
+    for space,sizes in ((MacroSpace, dict(width=4)), (MicroSpace, dict(width=4, n_layers=1)), (RecurrentSpace, dict(width=4))):
+        monkeypatch.setattr(space, 'known', dict(space.known))
+        mine = space(1, ops=(Op('mine'),))
+        arch = mine.archs(mine.random(1))[0]
+        def train(net):
+            net.arch = arch
+            net.reset(); net(torch.zeros(2, 2, dtype=torch.long))
+        for build in (lambda: mine.shared_net(10, 10, **sizes), lambda: mine.final_net(arch, 10, 10, **sizes)):
+            f = (lambda: train(build())) if space is RecurrentSpace else build # its ops are functions, called when it runs
+            assert "op 'mine' has no builder" in refused(TypeError, f)
+    assert pickle.loads(pickle.dumps(Op('mine', color='#0072b2'))).color == '#0072b2'
+    only = Op('mine', final=nn.Identity)
+    assert isinstance(only.final(), nn.Identity) and 'no builder' in refused(TypeError, only.search, 8)
+
+def own_attribute():
+    "A space whose ops are a class attribute, no field."
+    @dataclass(frozen=True)
+    class Attribute(SearchSpace):
+        ops = (Op('relu', torch.relu), Op('tanh', torch.tanh))
+        def decisions(self):
+            for i in range(3): yield op(f'layer {i}', at=i, feed='op')
+    return Attribute
+
+def test_a_file_carries_the_ops():
+    cls = own_attribute()
+    arch = cls().parse('0 1 1')
+    d = json.loads(arch.to_json())['space']
+    assert d['ops'] == ['relu', 'tanh'] and arch_from_json(arch.to_json()) == arch
+    was = SearchSpace.classes.pop('Attribute')
+    try:
+        listed = arch_from_json(arch.to_json())
+        old = arch_from_json(json.dumps(dict(space={k: v for k,v in d.items() if k!='ops'}, arch=[0, 1, 1]))) # as files of before
+    finally: SearchSpace.classes['Attribute'] = was
+    assert listed.nodes == arch.nodes and [o.choice for o in old.nodes] == ['op 0', 'op 1', 'op 1']
+    assert listed.to_json() == arch.to_json() and 'ops' not in json.loads(old.to_json())['space']
+    assert arch_from_json(old.to_json()) == arch
+    assert 'with other decisions or ops' in refused(ValueError, space_from_dict, d | dict(ops=['relu', 'sigmoid']))
+
+def test_a_space_whose_class_is_missing():
+    mine = MacroSpace(8)
+    listed = space_from_dict(dict(mine.to_dict(), name='Gone', steps=[dict(kind=o.kind, label=o.label, n=o.n, at=o.at, among=o.among,
+        remember=o.remember, feed=o.feed) for o in mine.steps]))
+    assert repr(listed) == "ListedSpace('Gone')" and len(repr(listed.archs(listed.random(1))[0])) < 130
+    for f in (listed.shared_net, partial(listed.final_net, None)):
+        assert 'run the module or cell that defines its class' in refused(TypeError, f, 3, 10)
+
+def test_approx():
+    assert [approx(o) for o in (7, 384, 15_625, 999_999)] == ['7', '384', '15,625', '999,999']
+    assert [approx(o) for o in (10**6, 1_528_823_808, 999_999_999, 10**400)] == ['1.00e+06', '1.53e+09', '1.00e+09', '1.00e+400']
 
 def test_tiny_space_has_its_table():
     codes, accuracies = TinySpace().table

@@ -141,7 +141,7 @@ def test_without_its_class(found):
     finally: SearchSpace.classes['Bench201'] = was
     assert type(listed.space).__name__=='ListedSpace' and listed.nodes==found.nodes and listed.space.size==found.space.size
     assert json.loads(listed.to_json())==json.loads(found.to_json())
-    with pytest.raises(TypeError, match='network') as e: listed.space.final_net(listed, 1, 10)
+    with pytest.raises(TypeError, match='Bench201 has no final network: run the module or cell that defines its class') as e: listed.space.final_net(listed, 1, 10)
     assert '\n' not in str(e.value)
 
 def test_recipe_and_report(space):
