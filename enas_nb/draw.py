@@ -97,7 +97,6 @@ def _say_node(g, n, chosen=True):
     if not reads or not chosen: return label
     return label + (f': {op} of ' if op else ': ') + ' + '.join(reads)
 
-# %% ../nbs/02_draw.ipynb #00000011
 def _edge(g, a, b, d, path, color, width):
     "A chosen edge, dashed for a loose end, with a tooltip."
     dash = dict(stroke_dasharray='5 3') if d['kind']=='loose' else {}
@@ -127,7 +126,6 @@ def _dots(op, x, y, colors, slots):
     return [_el('circle', cx=x+12*(s-(slots-1)/2), cy=y+18*k, r=6 if o==op else 3, fill=c if o==op else '#c3ccd6')
             for s in range(slots) for k,(o,c) in enumerate(colors.items())]
 
-# %% ../nbs/02_draw.ipynb #00000016
 def _slots(space):
     "For each node of `space`, the number of ops to choose."
     g = space.graph(space.check(space.random()[0]))
@@ -145,7 +143,6 @@ def _table(g, full, nodes, at, y, colors, w):
     for n in nodes[:-3]: kids.append(_words(g.nodes[n]['label'].split()[-1], at[pos[n]], y+11*pos[n], 9, _line))
     return _el('g', _words('skips', 18, y, text_anchor='start'), *kids, class_='table')
 
-# %% ../nbs/02_draw.ipynb #00000019
 def _pool(p, x, bottom):
     "A line where the image is halved, after layer `p` (from 0)."
     line = _el('path', d=_d('M', x, 22, 'V', bottom), stroke=_line, stroke_dasharray='2 3')
@@ -165,6 +162,7 @@ def _labels(g, nodes, pitch):
     cut  = lambda s: s if not wide or len(s)<=most else s[:most-1]+'…'
     return {o: cut(g.nodes[o]['label']) for o in nodes}, wide
 
+# %% ../nbs/02_draw.ipynb #00000019
 def _rail(full, g, space, pools=()):
     "One part of a space as a rail, with the choices `g` or without: elements, width, height."
     nodes = list(nx.lexicographical_topological_sort(full, key=lambda o: o[1]))
@@ -320,7 +318,6 @@ def _say(space, arch, g):
     if arch is None: return f'The {space.name} search space, nothing chosen. Operations: {", ".join(space.ops)}.'
     return f'{space.name} architecture {arch}. ' + '; '.join(_say_node(g, n) for n in g if g.in_degree(n)) + '.'
 
-# %% ../nbs/02_draw.ipynb #00000028
 @patch
 def _repr_svg_(self:Arch): return draw(self).svg
 

@@ -6,8 +6,8 @@ Docs: https://enas-nb.github.io/enas_nb/appendix/presets.html.md"""
 
 # %% auto #0
 __all__ = ['paper', 'released', 'enas_lm', 'general', 'ControllerPreset', 'Training', 'ImageTraining', 'SearchPreset',
-           'FinalPreset', 'TextTraining', 'TextSearchPreset', 'TextFinalPreset', 'n_epochs', 'Preset', 'preset_table',
-           'status']
+           'FinalPreset', 'TextTraining', 'TextSearchPreset', 'TextFinalPreset', 'n_epochs', 'Preset', 'status',
+           'preset_table']
 
 # %% ../nbs/appendix/presets.ipynb #00000003
 from dataclasses import asdict, dataclass, fields, replace
@@ -172,133 +172,131 @@ class Preset:
     def to_dict(self): "Plain JSON-able data."; return asdict(self)
 
 # %% ../nbs/appendix/presets.ipynb #0000000e
-_not = 'not stated'
+_code, _not = "the code's", 'not stated'
 _mc, _gc, _cu = 'cifar10_macro_search.sh', 'general_controller.py', 'utils.py'
 _macro_controller = [
     ('hidden',        100,              'paper 2.2 (J, C, H)', 64, 'cifar10/main.py (lstm_size=64)'),
-    ('n_lstm',        1,                _not, 1, 'cifar10/main.py (lstm_num_layers=1)'),
+    ('n_lstm',        1,                _code, 1, 'cifar10/main.py (lstm_num_layers=1)'),
     ('init',          .1,               'paper 3.2 (N, E)', .1, _gc),
     ('tanh_constant', 2.5,              'paper 3.2 (N, E)', 1.5, _mc),
     ('temperature',   5.,               'paper 3.2 (N, E)', 1., f'{_mc} (none)'),
-    ('op_tanh_reduce',1.,               _not, 1., f'{_gc} (its 2.5 is ignored)'),
+    ('op_tanh_reduce',1.,               _code, 1., f'{_gc} (its 2.5 is ignored)'),
     ('lr',            3.5e-4,           'paper 3.2 (N, Y)', 1e-3, _mc),
-    ('betas',         (.9,.999),        'Adam\'s default', (0.,.999), _cu),
-    ('eps',           1e-8,             'Adam\'s default', 1e-3, _cu),
-    ('grad_clip',     None,             _not, None, f'{_cu} (none)'),
+    ('betas',         (.9,.999),        "not stated (Adam's default)", (0.,.999), _cu),
+    ('eps',           1e-8,             "not stated (Adam's default)", 1e-3, _cu),
+    ('grad_clip',     None,             _code, None, f'{_cu} (none)'),
     ('entropy_weight',.1,               'paper 3.2 (N, E, K)', 1e-4, _mc),
     ('baseline',      'moving-average', 'paper 2.2 (V, E, K)', 'moving-average', _gc),
-    ('baseline_decay',.99,              _not, .99, 'cifar10/main.py (controller_bl_dec)'),
+    ('baseline_decay',.99,              _code, .99, 'cifar10/main.py (controller_bl_dec)'),
     ('skip_target',   .4,               'paper 3.2 (N, E)', .4, _mc),
     ('skip_weight',   .8,               'paper 3.2 (N)', .8, _mc),
     ('steps',         2000,             'paper 2.2 (H, E)', 50, f'{_mc} (controller_train_steps)'),
-    ('n_archs',       1,                _not, 20, f'{_mc} (controller_num_aggregate)'),
-    ('warmup',        0,                _not, 0, 'cifar10/main.py'),
+    ('n_archs',       1,                'not stated, open', 20, f'{_mc} (controller_num_aggregate)'),
+    ('warmup',        0,                _code, 0, 'cifar10/main.py'),
 ]
 
 # %% ../nbs/appendix/presets.ipynb #0000000f
 _macro_search = [
-    ('width',         36,               _not, 36, _mc),
+    ('width',         36,               _code, 36, _mc),
     ('n_layers',      12,               'paper, Figure 7 (J)', 12, _mc),
-    ('dropout',       .1,               _not, .1, f'{_mc} (child_keep_prob=0.9)'),
-    ('bn_eval',       'running',        _not, 'running', 'general_child.py'),
-    ('bs',            128,              _not, 128, _mc),
+    ('dropout',       .1,               _code, .1, f'{_mc} (child_keep_prob=0.9)'),
+    ('bn_eval',       'running',        _code, 'running', 'general_child.py'),
+    ('bs',            128,              _code, 128, _mc),
     ('n_cycles',      5,                'paper 3.2 (N, H, E)', 5, f'{_mc} (310 epochs)'),
     ('T_0',           10,               'paper 3.2 (N, E)', 10, _mc),
     ('T_mul',         2,                'paper 3.2 (N, E)', 2, _mc),
     ('lr_max',        .05,              'paper 3.2 (N, E)', .05, _mc),
     ('lr_min',        1e-3,             'paper 3.2 (N, E)', 5e-4, _mc),
-    ('momentum',      .9,               _not, .9, _cu),
-    ('l2',            1e-4,             'paper 3.2 (E, N)', 2.5e-4, _mc),
-    ('clip',          None,             _not, None, f'{_cu} (its clipping does nothing)'),
+    ('momentum',      .9,               _code, .9, _cu),
+    ('l2',            1e-4,             'paper 3.2 (E, N), open', 2.5e-4, _mc),
+    ('clip',          None,             _code, None, f'{_cu} (its clipping does nothing)'),
     ('aux_weight',    None,             'no such head', None, 'general_child.py (ignores the flag)'),
-    ('same_valid',    True,             'paper 2.2 (I71, V, J, E)', True, 'cifar10/main.py'),
+    ('same_valid',    True,             'paper 2.2 (I71, V, J, E), open', True, 'cifar10/main.py'),
 ]
 
-# %% ../nbs/appendix/presets.ipynb #c7ae196a
 _mf = 'cifar10_macro_final.sh'
 _macro_final = [
     ('width',         96,               'by the parameter count', 96, _mf),
     ('n_layers',      12,               'paper, Figure 7 (J)', 24, _mf),
-    ('dropout',       .5,               _not, .5, f'{_mf} (child_keep_prob=0.5)'),
+    ('dropout',       .5,               _code, .5, f'{_mf} (child_keep_prob=0.5)'),
     ('skip',          'concat',         'paper, appendix B (W7)', 'concat', 'general_child.py'),
     ('sep',           'full',           'by the parameter count', 'full', 'general_child.py (_fixed_layer)'),
-    ('bs',            100,              _not, 100, _mf),
+    ('bs',            100,              _code, 100, _mf),
     ('n_cycles',      5,                'paper 3.2 (E)', 5, f'{_mf} (310 epochs)'),
     ('T_0',           10,               'paper 3.2 (E)', 10, _mf),
     ('T_mul',         2,                'paper 3.2 (E)', 2, _mf),
     ('lr_max',        .05,              'paper 3.2 (E)', .05, _mf),
     ('lr_min',        1e-3,             'paper 3.2 (E)', 1e-3, _mf),
-    ('momentum',      .9,               _not, .9, _cu),
-    ('l2',            1e-4,             'paper 3.2 (E)', 2e-4, _mf),
+    ('momentum',      .9,               _code, .9, _cu),
+    ('l2',            1e-4,             'paper 3.2 (E), open', 2e-4, _mf),
     ('drop_path',     None,             'no such thing', None, 'general_child.py (ignores the flag)'),
-    ('clip',          None,             _not, None, f'{_cu} (its clipping does nothing)'),
+    ('clip',          None,             _code, None, f'{_cu} (its clipping does nothing)'),
     ('aux_weight',    None,             'no such head', None, 'general_child.py (ignores the flag)'),
     ('cutout',        0,                'paper, Table 2 (J)', 0, f'{_mf} (none)'),
-    ('all_train',     True,             'not found', True, 'data_utils.py (num_valids=0)'),
+    ('all_train',     True,             "the code's (I11)", True, 'data_utils.py (num_valids=0)'),
 ]
 
 # %% ../nbs/appendix/presets.ipynb #a17e1aed
 _us, _uf, _uc, _un = 'cifar10_micro_search.sh', 'cifar10_micro_final.sh', 'micro_controller.py', 'micro_child.py'
 _micro_controller = [
     ('hidden',        100,              'paper 2.2 (J, C, H)', 64, 'cifar10/main.py (lstm_size=64)'),
-    ('n_lstm',        1,                _not, 1, 'cifar10/main.py (lstm_num_layers=1)'),
+    ('n_lstm',        1,                _code, 1, 'cifar10/main.py (lstm_num_layers=1)'),
     ('init',          .1,               'paper 3.2 (Y, N)', .1, _uc),
     ('tanh_constant', 2.5,              'paper 3.2 (N)', 1.1, _us),
     ('temperature',   5.,               'paper 3.2 (N)', 1., f'{_us} (none)'),
     ('op_tanh_reduce',1.,               _not, 2.5, _us),
     ('lr',            3.5e-4,           'paper 3.2 (Y, N)', 3.5e-3, _us),
-    ('betas',         (.9,.999),        'Adam\'s default', (0.,.999), _cu),
-    ('eps',           1e-8,             'Adam\'s default', 1e-3, _cu),
-    ('grad_clip',     None,             _not, None, f'{_cu} (none)'),
+    ('betas',         (.9,.999),        "not stated (Adam's default)", (0.,.999), _cu),
+    ('eps',           1e-8,             "not stated (Adam's default)", 1e-3, _cu),
+    ('grad_clip',     None,             _code, None, f'{_cu} (none)'),
     ('entropy_weight',.1,               'paper 3.2 (Y, N)', 1e-4, _us),
     ('baseline',      'moving-average', 'paper 2.2 (V, E)', 'moving-average', _uc),
-    ('baseline_decay',.99,              _not, .99, 'cifar10/main.py (controller_bl_dec)'),
+    ('baseline_decay',.99,              _code, .99, 'cifar10/main.py (controller_bl_dec)'),
     ('skip_target',   None,             'no skips', None, 'no skips'),
     ('skip_weight',   0.,               'no skips', 0., 'no skips'),
     ('steps',         2000,             'paper 2.2 (H, E)', 30, f'{_us} (controller_train_steps)'),
-    ('n_archs',       1,                _not, 10, f'{_us} (controller_num_aggregate)'),
-    ('warmup',        0,                _not, 0, 'cifar10/main.py'),
+    ('n_archs',       1,                'not stated, open', 10, f'{_us} (controller_num_aggregate)'),
+    ('warmup',        0,                _code, 0, 'cifar10/main.py'),
 ]
 
 # %% ../nbs/appendix/presets.ipynb #6dd53b29
 _micro_search = [
-    ('width',         20,               _not, 20, _us),
-    ('n_layers',      6,                _not, 6, _us),
-    ('dropout',       .1,               _not, .1, f'{_us} (child_keep_prob=0.9)'),
-    ('bn_eval',       'batch',          _not, 'batch', f'{_un} (is_training=True in a search)'),
-    ('bs',            160,              _not, 160, _us),
+    ('width',         20,               _code, 20, _us),
+    ('n_layers',      6,                _code, 6, _us),
+    ('dropout',       .1,               _code, .1, f'{_us} (child_keep_prob=0.9)'),
+    ('bn_eval',       'batch',          _code, 'batch', f'{_un} (is_training=True in a search)'),
+    ('bs',            160,              _code, 160, _us),
     ('n_cycles',      5,                'paper 3.2 (H, R4, N)', 4, f'{_us} (150 epochs)'),
     ('T_0',           10,               'paper 3.2 (Y, N)', 10, _us),
     ('T_mul',         2,                'paper 3.2 (Y, N)', 2, _us),
     ('lr_max',        .05,              'paper 3.2 (Y, N)', .05, _us),
     ('lr_min',        1e-3,             'paper 3.2 (Y, N)', 5e-4, _us),
-    ('momentum',      .9,               _not, .9, _cu),
-    ('l2',            1e-4,             'paper 3.2 (Y, N)', 1e-4, _us),
-    ('clip',          None,             _not, None, f'{_cu} (its clipping does nothing)'),
-    ('aux_weight',    .4,               _not, .4, f'{_un} (child_use_aux_heads; the head itself is never trained)'),
-    ('same_valid',    True,             'paper 2.2 (I71, V)', True, 'cifar10/main.py'),
+    ('momentum',      .9,               _code, .9, _cu),
+    ('l2',            1e-4,             'paper 3.2 (Y, N), open', 1e-4, _us),
+    ('clip',          None,             _code, None, f'{_cu} (its clipping does nothing)'),
+    ('aux_weight',    .4,               _code, .4, f'{_un} (child_use_aux_heads; the head itself is never trained)'),
+    ('same_valid',    True,             'paper 2.2 (I71, V), open', True, 'cifar10/main.py'),
 ]
 
-# %% ../nbs/appendix/presets.ipynb #3af61136
 _micro_final = [
     ('width',         36,               'by the parameter count', 36, _uf),
     ('n_layers',      18,               'by the parameter count (N = 6)', 15, _uf),
-    ('dropout',       .2,               _not, .2, f'{_uf} (child_keep_prob=0.8)'),
+    ('dropout',       .2,               _code, .2, f'{_uf} (child_keep_prob=0.8)'),
     ('skip',          None,             'no skips', None, 'no skips'),
     ('sep',           None,             'always separable', None, 'always separable'),
-    ('bs',            144,              _not, 144, _uf),
+    ('bs',            144,              _code, 144, _uf),
     ('n_cycles',      5,                'paper 3.2 (E, H, N)', 6, f'{_uf} (630 epochs)'),
     ('T_0',           10,               'paper 3.2 (Y, E)', 10, _uf),
     ('T_mul',         2,                'paper 3.2 (Y, E)', 2, _uf),
     ('lr_max',        .05,              'paper 3.2 (Y, E)', .05, _uf),
     ('lr_min',        1e-3,             'paper 3.2 (E, Y)', 1e-4, _uf),
-    ('momentum',      .9,               _not, .9, _cu),
-    ('l2',            1e-4,             'paper 3.2 (E)', 2e-4, _uf),
-    ('drop_path',     .4,               _not, .4, f'{_uf} (child_drop_path_keep_prob=0.6)'),
-    ('clip',          None,             _not, None, f'{_cu} (its clipping does nothing)'),
-    ('aux_weight',    .4,               _not, .4, f'{_un} (child_use_aux_heads; the head itself is never trained)'),
+    ('momentum',      .9,               _code, .9, _cu),
+    ('l2',            1e-4,             'paper 3.2 (E), open', 2e-4, _uf),
+    ('drop_path',     .4,               _code, .4, f'{_uf} (child_drop_path_keep_prob=0.6)'),
+    ('clip',          None,             _code, None, f'{_cu} (its clipping does nothing)'),
+    ('aux_weight',    .4,               _code, .4, f'{_un} (child_use_aux_heads; the head itself is never trained)'),
     ('cutout',        0,                'paper, Table 2 (J, I39)', 0, f'{_uf} (none)'),
-    ('all_train',     True,             'not found', True, 'data_utils.py (num_valids=0)'),
+    ('all_train',     True,             "the code's (I11)", True, 'data_utils.py (num_valids=0)'),
 ]
 
 # %% ../nbs/appendix/presets.ipynb #00000014
@@ -306,33 +304,34 @@ _rs, _rf, _rc, _rd = 'ptb_search.sh', 'ptb_final.sh', 'ptb_enas_controller.py', 
 _lc, _ls, _lf = 'enas_lm/controller.py', 'enas_lm/child.py', 'enas_lm/fixed_lib.py'
 _rnn_controller = [
     ('hidden',        100,              'paper 2.2 (J, K, H, C)', 100, 'ptb/main.py (lstm_size=100)', 64, _lc),
-    ('n_lstm',        1,                _not, 1, 'ptb/main.py (lstm_num_layers=1)', 1, _lc),
-    ('init',          .1,               'paper, appendix A (K)', .1, _rc, .01, _lc),
+    ('n_lstm',        1,                _code, 1, 'ptb/main.py (lstm_num_layers=1)', 1, _lc),
+    ('init',          .1,               'paper, appendix A? (K)', .1, _rc, .01, _lc),
     ('tanh_constant', 2.5,              'paper 3.1 (F, K)', 2.5, _rs, 2.25, _lc),
     ('temperature',   5.,               'paper 3.1 (F, K)', 5., _rs, 5., _lc),
-    ('op_tanh_reduce',1.,               _not, 1., f'{_rc} (none)', 1., f'{_lc} (none)'),
+    ('op_tanh_reduce',1.,               _code, 1., f'{_rc} (none)', 1., f'{_lc} (none)'),
     ('lr',            3.5e-4,           'paper 3.1 (F, K)', 1e-3, _rs, 5e-5, _lc),
-    ('betas',         (.9,.999),        'Adam\'s default', (0.,.999), _cu, (.9,.999), f'{_lc} (Adam\'s default)'),
-    ('eps',           1e-8,             'Adam\'s default', 1e-3, _cu, 1e-8, f'{_lc} (Adam\'s default)'),
-    ('grad_clip',     None,             _not, None, f'{_rc} (none)', None, f'{_lc} (none)'),
+    ('betas',         (.9,.999),        "not stated (Adam's default)", (0.,.999), _cu, (.9,.999), f'{_lc} (Adam\'s default)'),
+    ('eps',           1e-8,             "not stated (Adam's default)", 1e-3, _cu, 1e-8, f'{_lc} (Adam\'s default)'),
+    ('grad_clip',     None,             _code, None, f'{_rc} (none)', None, f'{_lc} (none)'),
     ('entropy_weight',1e-4,             'paper 3.1 (F, K)', 1e-3, _rs, 1e-5, _lc),
     ('baseline',      'moving-average', 'paper 2.2 (V, K, E)', 'moving-average', _rc, 'moving-average', _lc),
-    ('baseline_decay',.99,              _not, .99, 'ptb/main.py (controller_bl_dec)', .999, _lc),
+    ('baseline_decay',.99,              _code, .99, 'ptb/main.py (controller_bl_dec)', .999, _lc),
     ('skip_target',   None,             'no skips', None, 'no skips', None, 'no skips'),
     ('skip_weight',   0.,               'no skips', 0., 'no skips', 0., 'no skips'),
     ('steps',         2000,             'paper 2.2 (K, H)', 100, f'{_rs} (controller_train_steps)', 25,
       f'{_lc} (controller_num_train_steps)'),
-    ('n_archs',       1,                _not, 10, f'{_rs} (controller_num_aggregate)', 10, f'{_lc} (controller_num_aggregate)'),
-    ('warmup',        0,                _not, 0, 'ptb/main.py', 0, 'enas_lm/search.py'),
+    ('n_archs',       1,                'not stated, open', 10, f'{_rs} (controller_num_aggregate)', 10,
+      f'{_lc} (controller_num_aggregate)'),
+    ('warmup',        0,                _code, 0, 'ptb/main.py', 0, 'enas_lm/search.py'),
 ]
 
 # %% ../nbs/appendix/presets.ipynb #832e366e
 _rnn_search = [
-    ('width',         720,              _not, 720, _rs, 200, _ls),
+    ('width',         720,              _code, 720, _rs, 200, _ls),
     ('layout',        'paper',          'paper 2.1 (I23, V)', 'released', f'{_rd} (w_skip)', 'enas_lm', _ls),
-    ('bn',            'output',         'paper, appendix A (K)', 'all', f'{_rd} (_rhn_enas)', None, f'{_ls} (none)'),
-    ('bn_eval',       'running',        _not, 'running', 'ptb_ops.py (also for rewards)', None, f'{_ls} (no batch norm)'),
-    ('init',          .025,             'paper, appendix A (K)', .04, f'{_rd} (by width)', .04, _ls),
+    ('bn',            'output',         'paper, appendix A? (K)', 'all', f'{_rd} (_rhn_enas)', None, f'{_ls} (none)'),
+    ('bn_eval',       'running',        _code, 'running', 'ptb_ops.py (also for rewards)', None, f'{_ls} (no batch norm)'),
+    ('init',          .025,             'paper, appendix A? (K)', .04, f'{_rd} (by width)', .04, _ls),
     ('bs',            64,               'paper 2.2 (I47, K)', 20, _rs, 128, _ls),
     ('bptt',          35,               'paper 2.2 (I47, K)', 35, _rs, 35, f'{_ls} (random, mean near it)'),
     ('opt',           'sgd',            'paper 3.1 (K, I47)', 'sgd', _rs, 'sgd', _ls),
@@ -340,49 +339,49 @@ _rnn_search = [
     ('epochs',        150,              'paper 3.1 (F, K)', 100, _rs, 600, _ls),
     ('lr',            20.,              'paper 3.1 (F, K)', .25, _rs, 20., _ls),
     ('lr_decay',      .96,              'paper 3.1 (F, K)', .95, _rs, 1., f'{_ls} (constant)'),
-    ('decay_from',    15,               'paper 3.1 (F, K)', 12, _rs, 0, f'{_ls} (constant)'),
-    ('lr_min',        5e-4,             _not, 5e-4, _rs, 0., f'{_ls} (constant)'),
+    ('decay_from',    15,               'paper 3.1 (F, K), open', 12, _rs, 0, f'{_ls} (constant)'),
+    ('lr_min',        5e-4,             _code, 5e-4, _rs, 0., f'{_ls} (constant)'),
     ('clip',          .25,              'paper 3.1 (F, K)', 10., f'{_rs} (with the L2 term, here without)', .1, f'{_ls} (grad_bound)'),
-    ('time_sum',      True,             _not, True, f'{_rd} (sum / batch_size)', False, f'{_ls} (reduce_mean)'),
-    ('l2',            1e-7,             'paper 3.1 (K, E)', 1e-7, _rs, 0., f'{_ls} (its term is wrong: a sum of w**4)'),
-    ('embed_p',       .25,              _not, .25, f'{_rs} (e_keep=0.75, of occurrences)', .1, f'{_ls} (drop_e)'),
-    ('input_p',       .75,              _not, .75, f'{_rs} (x_keep=0.25)', .8, f'{_ls} (drop_i, drop_x; converted)'),
-    ('hidden_p',      .25,              _not, .25, f'{_rs} (h_keep=0.75)', .25, f'{_ls} (drop_l)'),
-    ('weight_p',      0.,               _not, 0., f'{_rd} (none)', 0., f'{_ls} (drop_w)'),
-    ('output_p',      .75,              _not, .75, f'{_rs} (o_keep=0.25)', .75, f'{_ls} (drop_o)'),
-    ('alpha',         0.,               _not, 0., f'{_rs} (none)', 0., _ls),
-    ('beta',          0.,               _not, 0., f'{_rs} (none)', 1., f'{_ls} (the same units)'),
-    ('carry',         True,             _not, True, f'{_rd} (carry_states)', True, f'{_ls} (carry_on)'),
-    ('reward_c',      80.,              _not, 80., _rc, 80., f'{_lc} (REWARD_CONSTANT)'),
-    ('same_valid',    True,             'paper 2.2 (I71, V, E)', True, f'{_rd} (valid_rl)', True, f'{_ls} (rl_loss)'),
+    ('time_sum',      True,             _code, True, f'{_rd} (sum / batch_size)', False, f'{_ls} (reduce_mean)'),
+    ('l2',            1e-7,             'paper 3.1 (K, E), open', 1e-7, _rs, 0., f'{_ls} (its term is wrong: a sum of w**4)'),
+    ('embed_p',       .25,              _code, .25, f'{_rs} (e_keep=0.75, of occurrences)', .1, f'{_ls} (drop_e)'),
+    ('input_p',       .75,              _code, .75, f'{_rs} (x_keep=0.25)', .8, f'{_ls} (drop_i, drop_x; converted)'),
+    ('hidden_p',      .25,              _code, .25, f'{_rs} (h_keep=0.75)', .25, f'{_ls} (drop_l)'),
+    ('weight_p',      0.,               _code, 0., f'{_rd} (none)', 0., f'{_ls} (drop_w)'),
+    ('output_p',      .75,              _code, .75, f'{_rs} (o_keep=0.25)', .75, f'{_ls} (drop_o)'),
+    ('alpha',         0.,               _code, 0., f'{_rs} (none)', 0., _ls),
+    ('beta',          0.,               _code, 0., f'{_rs} (none)', 1., f'{_ls} (the same units)'),
+    ('carry',         True,             _code, True, f'{_rd} (carry_states)', True, f'{_ls} (carry_on)'),
+    ('reward_c',      80.,              "the code's, open", 80., _rc, 80., f'{_lc} (REWARD_CONSTANT)'),
+    ('same_valid',    True,             'paper 2.2 (I71, V, E), open', True, f'{_rd} (valid_rl)', True, f'{_ls} (rl_loss)'),
 ]
 
 # %% ../nbs/appendix/presets.ipynb #00000016
 _rnn_final = [
-    ('width',         748,              'released code (the paper\'s 24M would need 788)', 748, _rf, 800, _lf),
+    ('width',         748,              "the code's (the paper's 24M would need 788)", 748, _rf, 800, _lf),
     ('layout',        'paper',          'paper 2.1 (V, I23)', 'released', f'{_rd} (_rhn_fixed)', 'enas_lm', _lf),
-    ('init',          .04,              'paper, appendix A (K)', .04, f'{_rd} (by width)', .05, _lf),
-    ('bs',            64,               _not, 64, _rf, 64, _lf),
-    ('bptt',          35,               _not, 35, _rf, 35, f'{_lf} (random, mean near it)'),
-    ('opt',           'sgd',            _not, 'sgd', _rf, 'sgd', _lf),
-    ('sched',         'decay',          _not, 'decay', f'{_cu} (exponential_decay)', 'decay', f'{_lf} (constant)'),
-    ('epochs',        2000,             _not, 2000, _rf, 3000, _lf),
-    ('lr',            20.,              _not, 20., _rf, 20., _lf),
-    ('lr_decay',      .9991,            _not, .9991, _rf, 1., f'{_lf} (constant)'),
-    ('decay_from',    14,               _not, 14, _rf, 0, f'{_lf} (constant)'),
-    ('lr_min',        1e-3,             _not, 1e-3, _rf, 0., f'{_lf} (constant)'),
-    ('clip',          .25,              _not, .25, f'{_rf} (with the L2 term, here without)', .25,
+    ('init',          .04,              'paper, appendix A? (K)', .04, f'{_rd} (by width)', .05, _lf),
+    ('bs',            64,               _code, 64, _rf, 64, _lf),
+    ('bptt',          35,               _code, 35, _rf, 35, f'{_lf} (random, mean near it)'),
+    ('opt',           'sgd',            _code, 'sgd', _rf, 'sgd', _lf),
+    ('sched',         'decay',          _code, 'decay', f'{_cu} (exponential_decay)', 'decay', f'{_lf} (constant)'),
+    ('epochs',        2000,             _code, 2000, _rf, 3000, _lf),
+    ('lr',            20.,              _code, 20., _rf, 20., _lf),
+    ('lr_decay',      .9991,            _code, .9991, _rf, 1., f'{_lf} (constant)'),
+    ('decay_from',    14,               _code, 14, _rf, 0, f'{_lf} (constant)'),
+    ('lr_min',        1e-3,             _code, 1e-3, _rf, 0., f'{_lf} (constant)'),
+    ('clip',          .25,              _code, .25, f'{_rf} (with the L2 term, here without)', .25,
       f'{_lf} (with the L2 term, here without)'),
-    ('time_sum',      True,             _not, True, f'{_rd} (sum / batch_size)', False, f'{_lf} (reduce_mean)'),
-    ('l2',            5e-7,             _not, 5e-7, _rf, 8e-7, _lf),
-    ('embed_p',       .21,              _not, .21, f'{_rf} (e_keep=0.79, of occurrences)', .125, f'{_lf} (drop_e)'),
-    ('input_p',       .75,              _not, .75, f'{_rf} (x_keep=0.25)', .773125, f'{_lf} (drop_i, drop_x; converted)'),
-    ('hidden_p',      .25,              _not, .25, f'{_rf} (h_keep=0.75)', .225, f'{_lf} (drop_l)'),
-    ('weight_p',      0.,               _not, 0., f'{_rd} (none)', 0., f'{_lf} (drop_w)'),
-    ('output_p',      .76,              _not, .76, f'{_rf} (o_keep=0.24)', .75, f'{_lf} (drop_o)'),
-    ('alpha',         0.,               _not, 0., f'{_rf} (none)', .7*.25, f'{_lf} (0.7 before dropout, converted)'),
-    ('beta',          1e-3*34*748/.24,  _not, 1e-3*34*748/.24, f'{_rf} (1e-3 per sum after dropout, converted)', 0., f'{_lf} (none)'),
-    ('asgd',          None,             _not, None, f'{_rf} (none)', 10, f'{_lf} (best_valid_ppl_threshold)'),
+    ('time_sum',      True,             _code, True, f'{_rd} (sum / batch_size)', False, f'{_lf} (reduce_mean)'),
+    ('l2',            5e-7,             _code, 5e-7, _rf, 8e-7, _lf),
+    ('embed_p',       .21,              _code, .21, f'{_rf} (e_keep=0.79, of occurrences)', .125, f'{_lf} (drop_e)'),
+    ('input_p',       .75,              _code, .75, f'{_rf} (x_keep=0.25)', .773125, f'{_lf} (drop_i, drop_x; converted)'),
+    ('hidden_p',      .25,              _code, .25, f'{_rf} (h_keep=0.75)', .225, f'{_lf} (drop_l)'),
+    ('weight_p',      0.,               _code, 0., f'{_rd} (none)', 0., f'{_lf} (drop_w)'),
+    ('output_p',      .76,              _code, .76, f'{_rf} (o_keep=0.24)', .75, f'{_lf} (drop_o)'),
+    ('alpha',         0.,               _code, 0., f'{_rf} (none)', .7*.25, f'{_lf} (0.7 before dropout, converted)'),
+    ('beta',          1e-3*34*748/.24,  _code, 1e-3*34*748/.24, f'{_rf} (1e-3 per sum after dropout, converted)', 0., f'{_lf} (none)'),
+    ('asgd',          None,             _code, None, f'{_rf} (none)', 10, f'{_lf} (best_valid_ppl_threshold)'),
 ]
 
 # %% ../nbs/appendix/presets.ipynb #00000017
@@ -419,16 +418,18 @@ general = dict( # by task
         TextFinalPreset(**_words, asgd=None)))
 
 # %% ../nbs/appendix/presets.ipynb #0000001a
+_kinds = {'read': 'read', 'paper': 'second hand', _code: _code, _not: _not, 'by the parameter count': 'computed'} # by how a source begins
+
+def status(where): # A source of the paper's column
+    "How a value of the paper is known: `'read'`, `'second hand'`, `'the code's'`, `'not stated'`, `'computed'` or `'no such thing'`."
+    return next((kind for start,kind in _kinds.items() if where.startswith(start)), 'no such thing')
+
 def preset_table(space='macro'): # Name of a space that has presets; `ValueError` for another
-    "All presets of a space and their sources: a pandas `DataFrame`."
+    "All presets of a space, their sources, and how the paper's values are known: a pandas `DataFrame`."
     from pandas import DataFrame
     if space not in _tables: raise ValueError(f"no presets for {space!r}, allowed are {', '.join(_tables)}")
     rows = [(part, *row) for part,table in _tables[space].items() for row in table]
     names = [o for o,col in _columns.items() if col+2 < len(rows[0])] # a row has its part, its name and two of each
-    return DataFrame(rows, columns=['part', 'name', *(c for o in names for c in (o, 'where'))]).set_index(['part', 'name'])
-
-# %% ../nbs/appendix/presets.ipynb #00000020
-def status(where): # A source of the paper's column
-    "How a value of the paper is known: `'second hand'`, `'not stated'`, `'not found'` or `'inferred'`."
-    if where.startswith('paper'): return 'second hand'
-    return where if where in ('not stated', 'not found') else 'inferred'
+    table = DataFrame(rows, columns=['part', 'name', *(c for o in names for c in (o, 'where'))]).set_index(['part', 'name'])
+    table.insert(2, 'known', [status(where) for where in table.iloc[:,1]])
+    return table

@@ -1,22 +1,28 @@
 "Pictures and plots at every size: well-formed, complete, deterministic, with clear errors."
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import ClassVar
 import subprocess, sys
 import xml.etree.ElementTree as ET
 
+import networkx as nx
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from enas_nb.draw import Drawing, _slots, draw, op_colors, plot_history, plot_op_share, shares
+from enas_nb.draw import Drawing, _d, _el, _ink, _say_edge, _say_node, _slots, _spare, draw, op_colors, plot_history, plot_op_share, shares
+from enas_nb.layout import crossings, layered
 from enas_nb.macro import MacroSpace
 from enas_nb.micro import MicroSpace
+from enas_nb.published import published
 from enas_nb.recurrent import RecurrentSpace
-from enas_nb.space import Arch, Op, SearchSpace, Step
+from enas_nb.space import Arch, Op, SearchSpace, Step, TinySpace, load_arch
 
 ns = '{http://www.w3.org/2000/svg}'
-spaces = st.one_of(st.builds(MacroSpace, st.integers(1, 14)), st.builds(MicroSpace, st.integers(1, 8)), st.builds(RecurrentSpace, st.integers(1, 13)))
-extremes = [c(n) for c in (MacroSpace, MicroSpace, RecurrentSpace) for n in (1, 2, 12)] + [MacroSpace(24), MacroSpace(2, ops='conv3x3'), MicroSpace(2, ops='identity')]
+spaces = st.one_of(st.builds(TinySpace), st.builds(MacroSpace, st.integers(1, 14)), st.builds(MicroSpace, st.integers(1, 8)), st.builds(RecurrentSpace, st.integers(1, 13)))
+extremes = [c(n) for c in (MacroSpace, MicroSpace, RecurrentSpace) for n in (1, 2, 12)] + [TinySpace(), MacroSpace(24), MacroSpace(2, ops='conv3x3'), MicroSpace(2, ops='identity')]
 
 def numbers(root):
     "All coordinates of a picture."
@@ -30,6 +36,7 @@ def check(arch):
     root = ET.fromstring(d.svg)
     chosen = root.findall(f".//{ns}path[@class='chosen']")
     assert len(chosen)==g.number_of_edges() and all(o.find(ns+'title').text for o in chosen)
+    assert sorted(o.find(ns+'title').text for o in chosen)==sorted(_say_edge(g, a, b, d) for a,b,d in g.edges(data=True))
     assert len(root.findall(f".//{ns}g[@class='unchosen']/{ns}path")) == len(set(full.edges())-set(g.edges()))
     nodes = root.findall(f".//{ns}g[@class='node']")
     assert len(nodes)==len(g) and all(o.find(ns+'title').text for o in nodes)
@@ -40,7 +47,50 @@ def check(arch):
     assert x==y==0 and w>0 and h>0 and shown<=880 and abs(shown/w-float(root.get('height'))/h)<.01
     assert str(draw(arch))==d.svg==arch._repr_svg_()
     for word in ('<script', 'href', 'url(', ' id=', '<style'): assert word not in d.svg
+    assert eval(repr(arch), {type(arch.space).__name__: type(arch.space)})==arch and arch.space.parse(str(arch))==arch
     return root
+
+def edges(arch):
+    "The numbers of coloured and of grey edges of a picture that keeps its promises."
+    root = check(arch)
+    return tuple(len(root.findall(f".//{ns}{o}")) for o in ("path[@class='chosen']", f"g[@class='unchosen']/{ns}path"))
+
+RESULTS = Path(__file__).parents[1]/'nbs'/'tutorials'/'results'
+
+@pytest.mark.parametrize('path', sorted(RESULTS.glob('*/arch.svg')), ids=lambda p: p.parent.name)
+def test_pictures_of_committed_runs_stay_the_same_bytes(path):
+    arch = load_arch(path.parent/'arch.json')
+    assert f'{draw(arch, pools=arch.space.pools)}\n'.encode() == path.read_bytes()
+
+def test_published_architectures():
+    script, paper = (published[o].arch for o in ('cifar10-macro-script', 'cifar10-macro'))
+    assert edges(script)==(25+98, 276-98) and edges(paper)==(13+32, 66-32)
+    skips = [(a[1], b[1]) for a,b,k in script.graph().edges(data='kind') if k=='skip']
+    assert [sum(a==1 for a,_ in skips), sum(b==24 for _,b in skips), sum(b==10 for _,b in skips)]==[10, 10, 0]
+    micro, text = published['cifar10-micro'].arch, published['ptb-cell'].arch
+    assert edges(micro)==(29, 29) and {a[1] for a,b in micro.graph().edges() if b[0]=='normal' and b[1]<7}=={0, 1}
+    assert check(text) and str(draw(text)).count('stroke-dasharray')==6
+    assert edges(MacroSpace(3).parse('0 3 1 5 0 1'))==(6, 1) # 4 of the flow and 2 skips; 1 skip not taken
+    check(MicroSpace(2).parse('0 0 0 0 2 3 1 1  0 4 1 4 2 3 1 3')) # a node that reads the same node twice
+    check(Arch(RecurrentSpace(12), [0]+[v for i in range(11) for v in (i, (i+1)%4)])) # a chain, the deepest cell there is
+
+def test_the_published_cell_is_a_tree_without_crossings():
+    cols, y, chains = layered(published['ptb-cell'].arch.graph(), lambda o: 20)
+    assert crossings(cols, chains)==0
+    assert [[o[1] for o in c if o[0]=='cell'] for c in cols][:5]==[[-1], [0], [1], [2, 7], [3, 4, 5]]
+    for c in cols: assert all(y[b]-y[a]>=20-1e-6 for a,b in pairwise(c)) # in order, and with room
+
+def test_words_of_edges_and_nodes():
+    g = MicroSpace(1).parse('0 1 1 3  0 0 0 0').graph()
+    a,b,d = next(o for o in g.edges(data=True) if o[2]['op'])
+    assert _say_edge(g, a, b, d)=='sep5x5 from input 0 to node 2'
+    assert _say_node(g, ('normal',2))=='node 2: sep5x5 of input 0 + max3x3 of input 1'
+    g = MacroSpace(3).parse('0 3 1 5 0 1').graph()
+    assert _say_node(g, ('network',3))=='layer 3: max3x3 of layer 2 + layer 1'
+
+def test_elements():
+    assert ET.tostring(_el('text', 'a<b & c', font_size=11, class_='x'), 'unicode')=='<text font-size="11" class="x">a&lt;b &amp; c</text>'
+    assert _d('M', 1, 2.04, 'H', 3.)=='M 1 2 H 3'
 
 @settings(max_examples=60, deadline=None)
 @given(spaces, st.integers(0, 2**32-1))
@@ -142,6 +192,36 @@ def test_slots():
     assert list(_slots(MacroSpace(2)).values())==[0, 1, 1, 0] and list(_slots(MicroSpace(1)).values())==[0, 0, 2, 0]*2
     assert list(_slots(RecurrentSpace(2)).values())==[0, 1, 1, 0]
 
+@dataclass(frozen=True)
+class Diamond(SearchSpace):
+    "Two branches with an op each, a graph of its own, and a name that XML would not like."
+    name: ClassVar[str] = 'diamond'
+    ops: tuple = ('a<b & "c"', 'conv3x3')
+    def decisions(self): return [Step('op', f'branch {i}', n=2, at=i) for i in range(2)]
+    def nodes(self, code): return [self.ops[o] for o in code]
+    def graph(self, code=None):
+        ops = self.nodes(code) if code else (None, None)
+        mid = [(('net',i+1), f'branch {i+1}', op) for i,op in enumerate(ops)]
+        g = nx.MultiDiGraph()
+        for n,label,op in [(('net',0), 'in', None), *mid, (('net',3), 'out', None)]: g.add_node(n, label=label, op=op)
+        for a,b in [(0,1), (0,2), (1,3), (2,3)]: g.add_edge(('net',a), ('net',b), kind='flow', op=None)
+        return g
+
+def test_a_graph_of_a_readers_own(): assert edges(Diamond().parse('0 1'))==(4, 0)
+
+def luminance(color):
+    rgb = np.array([int(color[i:i+2], 16)/255 for i in (1,3,5)])
+    return np.dot(np.where(rgb<=.03928, rgb/12.92, ((rgb+.055)/1.055)**2.4), (.2126,.7152,.0722))
+
+def contrast(a, b):
+    lo,hi = sorted(map(luminance, (a,b)))
+    return (hi+.05)/(lo+.05)
+
+def test_labels_can_be_read():
+    "The contrast of 4.5 that accessibility guidelines ask for."
+    colors = {c for space in (*extremes, Plain(), Diamond()) for c in op_colors(space).values()}
+    assert all(contrast(c, _ink(c))>4.5 for c in [*colors, *_spare])
+
 def test_colours():
     for space in extremes: assert len(set(op_colors(space).values()))==len(space.ops) and list(op_colors(space))==list(space.ops)
 
@@ -152,7 +232,15 @@ def test_history():
         assert [a.get_title() for a in fig.axes]==['loss', 'entropy'] and all(a.get_xlabel()=='epoch' for a in fig.axes)
         assert list(fig.axes[0].lines[0].get_xdata())==[0, 1, 2]
     with pytest.raises(TypeError, match='DataFrame or a dict'): plot_history('x')
-    with pytest.raises(ValueError, match='history has none of'): plot_history({})
+    for none in ({}, {'time': [1]}):
+        with pytest.raises(ValueError, match='history has none of train_loss'): plot_history(none)
+
+def test_panels():
+    t = np.arange(20)
+    fig = plot_history(dict(train_loss=2.3*np.exp(-t/9), valid_loss=.2+2.2*np.exp(-t/8), accuracy=.8-.7*np.exp(-t/6), reward=t/99, baseline=t/99, entropy=40-t))
+    assert [(o.get_title(), len(o.lines)) for o in fig.axes]==[('loss', 2), ('accuracy', 3), ('entropy', 1)]
+    text = plot_history(dict(train_loss=1e9**np.exp(-t/3.)+4, valid_loss=7-t/10, median_ppl=900-9*t, reward=t/99))
+    assert [(o.get_title(), o.get_yscale()) for o in text.axes]==[('loss', 'log'), ('reward', 'linear'), ('perplexity', 'linear')]
 
 @settings(max_examples=30, deadline=None)
 @given(spaces, st.integers(1, 20), st.integers(0, 2**32-1))
@@ -164,6 +252,14 @@ def test_shares(space, n, seed):
         assert np.isfinite(q[:o.n,i]).all() and np.isnan(q[o.n:,i]).all()
         if o.kind=='index': assert q[:o.n,i].sum()==pytest.approx(1)
         else: np.testing.assert_allclose(q[:o.n,i], codes[:,o.at:o.at+o.n].mean(0))
+
+def test_shares_are_counts():
+    code = MacroSpace(4).parse('0 3 1 5 0 1 5 1 1 0').code
+    p,q = shares([code, code], MacroSpace(4))
+    assert list(p.argmax(0))==[0, 3, 5, 5]
+    np.testing.assert_array_equal(q, [[1, 0, 1], [np.nan, 1, 1], [np.nan, np.nan, 0]])
+    p,q = shares(MicroSpace(2).random(4000), MicroSpace(2))
+    assert abs(p-1/5).max()<.03 and np.allclose(np.nansum(q, 0), 1)
 
 @pytest.mark.parametrize('space', extremes, ids=str)
 def test_plot_op_share(space, tmp_path):
