@@ -12,10 +12,11 @@ from collections import defaultdict
 from functools import lru_cache
 from typing import NamedTuple
 import torch
+from fastcore.basics import noop
 from torch.autograd.function import once_differentiable
 
 # %% ../nbs/appendix/fused.ipynb #9c023676
-fused_ops = ('relu', 'identity', 'tanh', 'sigmoid') # the functions that it knows, in the order in which siblings stand
+fused_ops = dict(relu=torch.relu, identity=noop, tanh=torch.tanh, sigmoid=torch.sigmoid) # what it knows, as siblings stand
 
 class Siblings(NamedTuple):
     "The nodes that read one node."
@@ -26,11 +27,11 @@ class Siblings(NamedTuple):
 @lru_cache(1024)
 def siblings(nodes): # Tuple of `RNNode`s
     "The groups of siblings, parents in order."
-    groups = defaultdict(list)
+    groups, order = defaultdict(list), list(fused_ops)
     for i,o in enumerate(nodes): groups[o.prev].append(i)
     res = []
     for parent,kids in sorted(groups.items()):
-        kids = sorted(kids, key=lambda i: fused_ops.index(nodes[i].op))
+        kids = sorted(kids, key=lambda i: order.index(nodes[i].op))
         ops = [nodes[i].op for i in kids]
         res.append(Siblings(parent, tuple(kids), {o: (ops.index(o), ops.index(o)+ops.count(o)) for o in fused_ops if o in ops}))
     return tuple(res)

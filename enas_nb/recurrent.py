@@ -11,7 +11,7 @@ __all__ = ['layouts', 'RNNode', 'RecurrentSpace', 'cell_loop', 'RecurrentLM', 'S
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 import torch, torch.nn.functional as F
-from fastcore.basics import patch
+from fastcore.basics import noop, patch
 from torch import nn
 from .space import Arch, Op, SearchSpace, Step, loose_ends, make_graph
 from .presets import enas_lm, paper, released
@@ -23,15 +23,14 @@ class RNNode(NamedTuple):
     prev: int # the node that it reads; -1 for node 0, which reads the word and the memory
     op: str   # its function
 
-def _identity(x): return x # a function with a name, so that a network can be pickled
-
 @dataclass(frozen=True)
 class RecurrentSpace(SearchSpace):
-    "A recurrent cell of `n_nodes` nodes, each with a function and, but for the first, one earlier node (paper, 2.1)."
+    "A cell of `n_nodes` nodes, each with a function and, but for the first, an earlier node (paper, 2.1)."
     name: ClassVar[str] = 'recurrent'
     n_nodes: int = 12 # The authors' `rhn_depth`
-    ops: tuple = (Op('tanh', torch.tanh, color='#0072b2'), Op('relu', torch.relu, color='#d55e00'), # Any of these by name, or
-                  Op('identity', _identity, color='#5b6472'), Op('sigmoid', torch.sigmoid, color='#009e73')) # rows of your own
+    ops: tuple = (Op('tanh', torch.tanh, color='#0072b2'), Op('relu', torch.relu, color='#d55e00'),
+                  Op('identity', noop, color='#5b6472'), Op('sigmoid', torch.sigmoid, color='#009e73')
+                 ) # Any of these by name, or rows of your own
     tanh_first: bool = False # Does a fixed tanh node 0 come before the `n_nodes` nodes (`enas_lm`)?
     presets = dict(released=released['recurrent'], paper=paper['recurrent'], enas_lm=enas_lm['recurrent'])
     rail, task = False, 'text'
@@ -44,14 +43,15 @@ class RecurrentSpace(SearchSpace):
         first = self.tanh_first
         yield Step('none', 'node 0 reads word and hidden state', remember='zero' if first else 'h')
         for i in range(first, self.n_nodes+first):
-            if i: yield Step('index', f'index of node {i}', n=i, at=2*i-1-first, among=tuple(range(i)), remember='h',
-                             feed='state/distance', locality=True)
+            if i: yield Step('index', f'index of node {i}', n=i, at=2*i-1-first, among=tuple(range(i)),
+                             remember='h', feed='state/distance', locality=True)
             yield Step('op', f'activation of node {i}', n=len(self.ops), at=2*i-first, feed='op')
 
     def nodes(self, code):
         "The `RNNode`s of a checked encoding, node 0 first."
-        pairs = [RNNode(j, self.ops[f]) for j,f in zip(*[iter(code if self.tanh_first else (-1, *code))]*2)]
-        return [RNNode(-1, self.known['tanh']), *pairs] if self.tanh_first else pairs
+        pairs = zip(*[iter(code if self.tanh_first else (-1, *code))]*2)
+        first = [RNNode(-1, self.known['tanh'])] if self.tanh_first else []
+        return first + [RNNode(j, self.ops[f]) for j,f in pairs]
 
 # %% ../nbs/10_recurrent.ipynb #00000007
 @patch
@@ -72,10 +72,12 @@ def cell_loop(nodes, # `RNNode`s, of N nodes
               ends,  # The nodes whose average is the output
               x,     # Words times their matrix, [time, batch, 2H]
               h,     # Memory, [batch, H]
-              ws,    # Matrices of the nodes, N times [H, 2H]: columns of the proposal, then those of the gate
-              mask=None,   # What `h` and the nodes' inputs are multiplied by, [batch, H]: dropout, the same at all times
+              ws,    # Matrices of the nodes, N times [H, 2H]: columns of the proposal, then the gate's
+              mask=None,   # Dropout of `h` and of the nodes' inputs, [batch, H], the same at all times
               norms=None,  # Batch norms of the nodes' products
-              norm=None):  # Batch norm of the output
+              norm=None,   # Batch norm of the output
+              part='search', # Whose functions run, those of the shared or of the 'final' network?
+             ):
     "The cell, one word after the other: the outputs of all times, [time, batch, H]."
     outs = []
     for xt in x:
@@ -85,7 +87,7 @@ def cell_loop(nodes, # `RNNode`s, of N nodes
             pre = (prev if mask is None else prev*mask) @ ws[i]
             if o.prev<0: pre = pre + xt
             c,gate = (norms[i](pre) if norms else pre).chunk(2, 1)
-            states.append(prev + gate.sigmoid()*(o.op.search(c)-prev))
+            states.append(prev + gate.sigmoid()*(getattr(o.op, part)(c)-prev))
         h = torch.stack([states[i] for i in ends]).mean(0)
         if norm: h = norm(h)
         outs.append(h)
@@ -109,7 +111,7 @@ def _mask(x, shape, p):
 
 class _LM(nn.Module):
     "What search and final network have in common; `path()` says what runs."
-    carry = False
+    carry, part = False, 'search' # whose functions run
     def __init__(self, space, n_vocab, width, n_emb, layout, init, embed_p, input_p, hidden_p, weight_p, output_p):
         super().__init__()
         if layout not in layouts: raise ValueError(f"layout is {layout!r}, allowed are {', '.join(map(repr, layouts))}")
@@ -138,29 +140,32 @@ class _LM(nn.Module):
         return loose_ends([o.prev for o in nodes], len(nodes))
 
 # %% ../nbs/10_recurrent.ipynb #00000012
-_known = {o: o.search for o in RecurrentSpace.ops if o in fused_ops} # a row of the reader's may have one of these names
-
 @patch
 def memory(self:_LM, bs, like):
-    "The memory to start from: zeros if there is none for so many rows, or if another architecture made it."
+    "The memory to start from: zeros if there is none for so many rows, or another architecture made it."
     made_by,h = self.hidden or (None, None)
     stale = made_by!=self.arch and not (self.training and self.carry)
     if h is None or stale or len(h)!=bs or h.device!=like.device: return like.new_zeros(bs, self.width)
     return h.to(like.dtype)
 
 @patch
+def fused(self:_LM, nodes):
+    "Can the fused cell run: no batch norm, and no function but its own?"
+    return not self.norm and all(fused_ops.get(o.op) is getattr(o.op, self.part) for o in nodes)
+
+@patch
 def forward(self:_LM, x):
-    "Logits [batch, time, words], output [batch, time, embedding], and the same after dropout, for word numbers [batch, time]."
+    "Logits [batch, time, words], output [batch, time, embedding], the same after dropout, for words [batch, time]."
     nodes, (word,*ws) = self.path()
     emb = self.encoder.weight
     if self.training and self.embed_p: emb = emb*_mask(emb, (len(emb), 1), self.embed_p)
-    xs = self.input_dp(F.embedding(x.as_subclass(torch.Tensor), emb)).transpose(0, 1) @ word  # [time, batch, 2H]
+    xs = F.embedding(x.as_subclass(torch.Tensor), emb)
+    xs = self.input_dp(xs).transpose(0, 1) @ word  # [time, batch, 2H]
     h = self.memory(len(x), xs)
     mask = _mask(h, h.shape, self.hidden_p) if self.training and self.hidden_p else None
     ws = [F.dropout(w, self.weight_p, self.training) for w in ws] if self.weight_p else ws
     args = nodes, self.ends(nodes), xs, h, ws, mask
-    fused = not self.norm and all(_known.get(o.op) is o.op.search for o in nodes)
-    out = cell_fused(*args) if fused else cell_loop(*args, self.norms, self.norm)
+    out = cell_fused(*args) if self.fused(nodes) else cell_loop(*args, self.norms, self.norm, self.part)
     last = out[-1].detach()
     self.hidden = self.arch, torch.where(last.isfinite().all(1, keepdim=True), last, 0.)
     raw = out.transpose(0, 1) if self.proj is None else self.proj(out.transpose(0, 1))
@@ -169,7 +174,8 @@ def forward(self:_LM, x):
 
 # %% ../nbs/10_recurrent.ipynb #00000021
 class RecurrentLM(_LM):
-    "A language model with one cell (`ptb_enas_child.py`, fixed; `enas_lm`'s `fixed_lib.py` with that layout)."
+    "A language model with one cell (`ptb_enas_child.py`, fixed; `enas_lm`: `fixed_lib.py`)."
+    part = 'final'
     def __init__(self,
         arch,          # An `Arch` of a `RecurrentSpace`
         n_vocab=10_000,# Words
@@ -183,7 +189,8 @@ class RecurrentLM(_LM):
         weight_p=0., # a weight that multiplies those
         output_p=0., # a feature of the output
     ):
-        super().__init__(arch.space, n_vocab, width, n_emb, layout, init, embed_p, input_p, hidden_p, weight_p, output_p)
+        super().__init__(arch.space, n_vocab, width, n_emb, layout, init,
+                         embed_p, input_p, hidden_p, weight_p, output_p)
         self.arch, self.nodes = arch, arch.nodes
         self.word = self.matrix(self.n_emb)
         self.ws = nn.ParameterList(self.matrix(width) for _ in self.nodes)

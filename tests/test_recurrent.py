@@ -14,11 +14,13 @@ from fastai.text.models.core import get_language_model
 from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_lm_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from enas_nb import recurrent
 from enas_nb.presets import released
 from enas_nb.recurrent import RecurrentLM, RecurrentSpace, SharedRecurrentLM
 from enas_nb.reinforce import ppl_reward
 from enas_nb.retrain import arch_learner
 from enas_nb.search import score_batch, search_learner
+from enas_nb.space import Op
 
 from enas_nb.text import evaluate_ppl, file_dls, lm_dls, ptb_dls, tokens
 from enas_nb.train import NTASGD
@@ -130,7 +132,6 @@ def test_everything_of_fastais_together(how, tmp_path):
 
 def test_a_function_of_ones_own_runs_even_under_a_known_name():
     "The fused cell knows tanh, and not what somebody else calls tanh."
-    from enas_nb.space import Op
     x = torch.randint(20, (2, 6))
     def logits(op):
         torch.manual_seed(0)
@@ -139,3 +140,39 @@ def test_a_function_of_ones_own_runs_even_under_a_known_name():
         finally: RecurrentSpace.known[Op('tanh')] = RecurrentSpace.ops[0]
     assert torch.equal(logits(RecurrentSpace.ops[0]), logits('tanh'))
     assert not torch.allclose(logits(Op('tanh', torch.sin)), logits('tanh'))
+
+@pytest.fixture
+def own_rows(monkeypatch): monkeypatch.setattr(RecurrentSpace, 'known', dict(RecurrentSpace.known)) # rows stay in the test
+
+def both_nets(op, **sizes):
+    "Shared and final network of a space with one function."
+    own = RecurrentSpace(2, ops=(op,))
+    arch = own.parse('0 0 0')
+    torch.manual_seed(0); shared = own.shared_net(20, 20, width=5, init=.5, **sizes)
+    torch.manual_seed(0); final = own.final_net(arch, 20, 20, width=5, init=.5)
+    shared.arch = arch
+    return shared, final
+
+@pytest.mark.parametrize('name', ['relu', 'mine'])
+def test_the_final_network_runs_the_function_of_final(name, own_rows):
+    "A row may have another function in the final network, under a known name or a new one."
+    x = torch.randint(20, (2, 6))
+    tanh, sin, two = (both_nets(Op(name, *fs)) for fs in ((torch.tanh,), (torch.sin,), (torch.tanh, torch.sin)))
+    assert torch.equal(two[0](x)[0], tanh[0](x)[0])
+    assert torch.equal(two[1](x)[0], sin[1](x)[0]) and not torch.allclose(two[1](x)[0], tanh[1](x)[0])
+
+def test_which_cell_runs(own_rows, monkeypatch):
+    "The fused cell where both the name and the function are ours, and the loop for the rest, in both networks."
+    ran = []
+    for f in (recurrent.cell_fused, recurrent.cell_loop):
+        monkeypatch.setattr(recurrent, f.__name__, lambda *args, f=f: (ran.append(f.__name__), f(*args))[1])
+    def cells(op, **sizes):
+        ran.clear()
+        for net in both_nets(op, **sizes): net(torch.randint(20, (2, 6)))
+        return [o.removeprefix('cell_') for o in ran]
+    for op in RecurrentSpace.ops: assert cells(op)==['fused', 'fused']
+    assert cells('tanh', bn='output')==['loop', 'fused']
+    assert cells(Op('softsign', torch.nn.functional.softsign))==['loop', 'loop']
+    assert cells(Op('tanh', torch.sin))==['loop', 'loop']
+    assert cells(Op('relu', torch.relu, final=torch.sin))==['fused', 'loop']
+    assert cells(Op('relu', torch.sin, final=torch.relu))==['loop', 'fused']
