@@ -12,10 +12,12 @@ from collections import defaultdict
 from functools import lru_cache
 from typing import NamedTuple
 import torch
+from fastcore.basics import noop
 from torch.autograd.function import once_differentiable
 
 # %% ../nbs/appendix/fused.ipynb #9c023676
-fused_ops = ('relu', 'identity', 'tanh', 'sigmoid') # the functions that it knows, in the order in which siblings stand
+# the functions that it knows, in the order in which siblings stand
+fused_ops = dict(relu=torch.relu, identity=noop, tanh=torch.tanh, sigmoid=torch.sigmoid)
 
 class Siblings(NamedTuple):
     "The nodes that read one node."
@@ -26,39 +28,33 @@ class Siblings(NamedTuple):
 @lru_cache(1024)
 def siblings(nodes): # Tuple of `RNNode`s
     "The groups of siblings, parents in order."
-    groups = defaultdict(list)
+    groups, order, res = defaultdict(list), list(fused_ops), []
     for i,o in enumerate(nodes): groups[o.prev].append(i)
-    res = []
     for parent,kids in sorted(groups.items()):
-        kids = sorted(kids, key=lambda i: fused_ops.index(nodes[i].op))
+        kids = sorted(kids, key=lambda i: order.index(nodes[i].op))
         ops = [nodes[i].op for i in kids]
-        res.append(Siblings(parent, tuple(kids), {o: (ops.index(o), ops.index(o)+ops.count(o)) for o in fused_ops if o in ops}))
+        spans = {o: (ops.index(o), ops.index(o)+ops.count(o)) for o in order if o in ops}
+        res.append(Siblings(parent, tuple(kids), spans))
     return tuple(res)
 
 # %% ../nbs/appendix/fused.ipynb #d1818b77
-_back = torch.ops.aten # in-place derivatives of activations from their outputs
-def _act_back(op, d, a):
-    "Overwrite activations `a` by `d` times their derivative."
-    if   op=='tanh':    _back.tanh_backward.grad_input(d, a, grad_input=a)
-    elif op=='sigmoid': _back.sigmoid_backward.grad_input(d, a, grad_input=a)
-    elif op=='relu':    _back.threshold_backward.grad_input(d, a, 0, grad_input=a)
-    else:               a.copy_(d)
-
 class _Family:
-    "Siblings at work: views of every time step's products and gates into `pre`, [T, B, 2nH], of its states into `s`, [T, B, n, H]."
+    "Each step's views of products and gates `pre` [T, B, 2nH], of states `s` [T, B, n, H]."
     def __init__(self, sib, w, mask, pre, s):
         T,B,n,H = s.shape
         self.sib, self.n, self.w, self.mask, self.pre, self.s = sib, n, w, mask, pre, s
         act,gate = (o.view(T, B, n, H) for o in pre.chunk(2, 2))
         smooth = next((a for op,(a,_) in sib.spans.items() if op in ('tanh','sigmoid')), n)
         steps = lambda o: o.squeeze(2).unbind(0) # [B, n, H] each, or [B, H]
-        self.pres, self.states, self.acts, self.gates = pre.unbind(0), steps(s), steps(act), steps(gate)
+        self.pres, self.states = pre.unbind(0), steps(s)
+        self.acts, self.gates  = steps(act), steps(gate)
         self.smooth = pre[..., smooth*H:].unbind(0) if smooth else self.pres
-        self.parts  = {op: act[:,:,a:b].flatten(2).unbind(0) if n>1 else self.acts for op,(a,b) in sib.spans.items()}
-        self.kids   = {i: s[:,:,k].unbind(0) if n>1 else self.states for k,i in enumerate(sib.kids)}
+        part = lambda a,b: act[:,:,a:b].flatten(2).unbind(0) if n>1 else self.acts
+        self.parts = {op: part(*ab) for op,ab in sib.spans.items()}
+        self.kids  = {i: s[:,:,k].unbind(0) if n>1 else self.states for k,i in enumerate(sib.kids)}
 
     def prepare(self):
-        "Scale the matrices, so that one sigmoid gives tanh (of twice its product) and 1-gate (of minus its product)."
+        "Scale matrices: one sigmoid gives tanh (of twice its product) and 1-gate (of minus it)."
         scale = self.w.new_ones(2*self.n, 1)
         scale[self.n:] = -1
         if 'tanh' in self.sib.spans: scale[slice(*self.sib.spans['tanh'])] = 2
@@ -71,24 +67,36 @@ class _Family:
         if xt is not None: pre.addcmul_(xt, self.scale)
         self.smooth[t].sigmoid_()
         if 'relu' in self.parts: self.parts['relu'][t].clamp_min_(0)
-        if 'tanh' in self.parts: torch.add(self.minus1, self.parts['tanh'][t], alpha=2, out=self.parts['tanh'][t])
-        torch.lerp(self.acts[t], p if self.n==1 else p.unsqueeze(1), self.gates[t], out=self.states[t])
+        if 'tanh' in self.parts:
+            a = self.parts['tanh'][t]; torch.add(self.minus1, a, alpha=2, out=a)
+        if self.n>1: p = p.unsqueeze(1)
+        torch.lerp(self.acts[t], p, self.gates[t], out=self.states[t])
+
+# %% ../nbs/appendix/fused.ipynb #64b2d0f8
+_back = torch.ops.aten # in-place derivatives of activations from their outputs
+def _act_back(op, d, a):
+    "Overwrite activations `a` by `d` times their derivative."
+    if   op=='tanh':    _back.tanh_backward.grad_input(d, a, grad_input=a)
+    elif op=='sigmoid': _back.sigmoid_backward.grad_input(d, a, grad_input=a)
+    elif op=='relu':    _back.threshold_backward.grad_input(d, a, 0, grad_input=a)
+    else:               a.copy_(d)
 
 # %% ../nbs/appendix/fused.ipynb #7aac0cbb
 class _FamilyBack:
     "The way back through a `_Family`."
     def __init__(self, f, add, dh=None):
         T,B,n,H = f.s.shape
-        self.f, self.add, self.wt = f, add, f.w.t().contiguous() # `add`: the parent's gradient has other parts, too
+        self.f, self.add = f, add # `add`: the parent's gradient has other parts, too
+        self.wt  = f.w.t().contiguous()
         d,u,k,da = f.s.new_empty(4, B, n, H)
-        if dh is not None: d = dh[:,None].expand(B, n, H) # all kids are loose ends: nothing but the output's gradient
-        self.d, self.u, self.k, self.da = (o.squeeze(1) for o in (d, u, k, da)) # of the states; see above
+        if dh is not None: d = dh[:,None].expand(B, n, H) # all kids are loose ends
+        self.d, self.u, self.k, self.da = (o.squeeze(1) for o in (d, u, k, da)) # see above
         self.us = u.unbind(1)
         self.kids  = {i: d[:,j] for j,i in enumerate(f.sib.kids)} if dh is None else {}
         self.parts = [(op, da[:,a:b].flatten(1), f.parts[op]) for op,(a,b) in f.sib.spans.items()]
 
     def step(self, t, p, dp):
-        "From the gradient at the states, `self.d`, to that at the products, and at the parent: `dp`, whose state is `p`."
+        "From the states' gradient, `self.d`, to the products', and the parent's `dp` (state `p`)."
         f, u = self.f, self.u
         if f.n==1 and not self.add: u = torch.mul(self.d, f.gates[t], out=dp)
         else:
@@ -116,28 +124,51 @@ def _families(sibs, ws, mask, buf, T, B, H):
         n = len(o.kids); k = T*B*n*H
         s, at = buf[at:at+k], at+k
         if fams: pre, at = buf[at:at+2*k], at+2*k
-        else: pre = buf.new_empty(2*k) # becomes the gradient of the words' products, so no part of `buf`
+        else: pre = buf.new_empty(2*k) # becomes the gradient of the words' products
         fams.append(_Family(o, w, mask, pre.view(T, B, 2*n*H), s.view(T, B, n, H)))
     return fams, {i: s for f in fams for i,s in f.kids.items()}
 
 # %% ../nbs/appendix/fused.ipynb #0d407fb3
+def _forwards(fams, states, ends, x, h, keep):
+    "The outputs of all times; where `keep`, the families hold what the way back needs."
+    out, todo = x.new_empty(len(x), *h.shape), [(f, states[f.sib.parent]) for f in fams[1:]]
+    for t,(xt,o) in enumerate(zip(x.unbind(0), out.unbind(0))):
+        k = t if keep else 0
+        fams[0].step(k, h, xt)
+        for f,p in todo: f.step(k, p[k])
+        o.copy_(states[ends[0]][k])
+        for i in ends[1:]: o.add_(states[i][k])
+        h = o.div_(len(ends)) if len(ends)>1 else o
+    return out
+
+def _backwards(fams, states, ends, hs, grad):
+    "Overwrite the products by their gradients, given the outputs'; returns the first memory's."
+    dh, read = torch.zeros_like(hs[0]), {f.sib.parent for f in fams}
+    def back(f): # loose siblings get nothing but the output's gradient
+        inner = f is fams[0] or any(i in read or i not in ends for i in f.sib.kids)
+        return _FamilyBack(f, f.sib.parent in ends, None if inner else dh)
+    backs = list(map(back, fams))
+    grads = {i: d for o in backs for i,d in o.kids.items()}
+    dends = [grads[i] for i in ends if i in grads]
+    of    = lambda o: (o.step, states[o.f.sib.parent], grads[o.f.sib.parent])
+    todo  = list(map(of, reversed(backs[1:])))
+    for t,g in reversed(list(enumerate(grad.unbind(0)))):
+        dh.add_(g).div_(len(ends))
+        for d in dends: d.copy_(dh)
+        for step,p,dp in todo: step(t, p[t], dp)
+        backs[0].step(t, hs[t], dh)
+    return dh
+
+# %% ../nbs/appendix/fused.ipynb #91f3c7ae
 class _Cell(torch.autograd.Function):
     "`cell_loop` with a backward pass by hand."
     @staticmethod
     def forward(ctx, sibs, ends, keep, x, h0, mask, *ws):
-        T,B,H = len(x), *h0.shape
-        buf = _buffer(x, (T if keep else 1)*B*H*(3*sum(len(o.kids) for o in sibs) - 2*len(sibs[0].kids)))
-        fams,states = _families(sibs, ws, mask, buf, T if keep else 1, B, H)
+        T,B,H = len(x) if keep else 1, *h0.shape
+        buf = _buffer(x, T*B*H*(3*sum(len(o.kids) for o in sibs) - 2*len(sibs[0].kids)))
+        fams,states = _families(sibs, ws, mask, buf, T, B, H)
         for f in fams: f.prepare()
-        out, h = x.new_empty(T, B, H), h0
-        todo = [(f, states[f.sib.parent]) for f in fams[1:]]
-        for t,(xt,o) in enumerate(zip(x.unbind(0), out.unbind(0))):
-            k = t if keep else 0
-            fams[0].step(k, h, xt)
-            for f,p in todo: f.step(k, p[k])
-            o.copy_(states[ends[0]][k])
-            for i in ends[1:]: o.add_(states[i][k])
-            h = o.div_(len(ends)) if len(ends)>1 else o
+        out = _forwards(fams, states, ends, x, h0, keep)
         if not keep: _spare[x.dtype, x.device] = buf
         ctx.save_for_backward(h0, mask, out)
         ctx.args = ends, buf, fams, states
@@ -146,22 +177,12 @@ class _Cell(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        if ctx.args is None: raise RuntimeError('a second backward pass through the same batch: its states are gone')
+        if ctx.args is None:
+            raise RuntimeError('a second backward pass through the same batch: its states are gone')
         (h0,mask,out), (ends,buf,fams,states) = ctx.saved_tensors, ctx.args
-        dh, read = torch.zeros_like(h0), {f.sib.parent for f in fams}
-        def back(f): # loose siblings get nothing but the output's gradient
-            inner = f is fams[0] or any(i in read or i not in ends for i in f.sib.kids)
-            return _FamilyBack(f, f.sib.parent in ends, None if inner else dh)
-        backs = list(map(back, fams))
-        grads = {i: d for o in backs for i,d in o.kids.items()}
-        dends, hs = [grads[i] for i in ends if i in grads], [h0, *out.unbind(0)]
-        todo = [(o.step, states[o.f.sib.parent], grads[o.f.sib.parent]) for o in reversed(backs[1:])]
-        for t,g in reversed(list(enumerate(grad.unbind(0)))):
-            dh.add_(g).div_(len(ends))
-            for d in dends: d.copy_(dh)
-            for step,p,dp in todo: step(t, p[t], dp)
-            backs[0].step(t, hs[t], dh)
-        read = {i: f.s[:,:,k] for f in fams for k,i in enumerate(f.sib.kids)} | {-1: torch.cat([h0[None], out[:-1]])}
+        dh = _backwards(fams, states, ends, [h0, *out.unbind(0)], grad)
+        read = {i: f.s[:,:,k] for f in fams for k,i in enumerate(f.sib.kids)}
+        read[-1] = torch.cat([h0[None], out[:-1]])
         def dw(f):
             x = read[f.sib.parent] if mask is None else read[f.sib.parent]*mask
             return x.flatten(0, 1).t() @ f.pre.flatten(0, 1)
@@ -177,7 +198,10 @@ def cell_fused(nodes, # `RNNode`s, of N nodes, whose functions are in `fused_ops
                ws,    # Matrices of the nodes, N times [H, 2H]
                mask=None): # What `h` and the nodes' inputs are multiplied by, [batch, H]
     "The same numbers as `cell_loop` without batch norm; gradients once, and not of gradients."
-    sibs  = siblings(tuple(nodes))
-    def joint(kids): return ws[kids[0]] if len(kids)==1 else torch.stack([ws[i].unflatten(1, (2,-1)) for i in kids], 2).flatten(1)
-    like  = lambda o: None if o is None else o.to(x.dtype) # mixed precision
-    return _Cell.apply(sibs, tuple(ends), torch.is_grad_enabled(), x, like(h), like(mask), *[like(joint(o.kids)) for o in sibs])
+    sibs = siblings(tuple(nodes))
+    def joint(kids):
+        if len(kids)==1: return ws[kids[0]]
+        return torch.stack([ws[i].unflatten(1, (2,-1)) for i in kids], 2).flatten(1)
+    like = lambda o: None if o is None else o.to(x.dtype) # mixed precision
+    joints = [like(joint(o.kids)) for o in sibs]
+    return _Cell.apply(sibs, tuple(ends), torch.is_grad_enabled(), x, like(h), like(mask), *joints)

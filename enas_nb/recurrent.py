@@ -11,7 +11,7 @@ __all__ = ['layouts', 'RNNode', 'RecurrentSpace', 'cell_loop', 'RecurrentLM', 'S
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 import torch, torch.nn.functional as F
-from fastcore.basics import patch
+from fastcore.basics import noop, patch
 from torch import nn
 from .space import Arch, Op, SearchSpace, Step, loose_ends, make_graph
 from .presets import enas_lm, paper, released
@@ -23,17 +23,17 @@ class RNNode(NamedTuple):
     prev: int # the node that it reads; -1 for node 0, which reads the word and the memory
     op: str   # its function
 
-def _identity(x): return x # a function with a name, so that a network can be pickled
-
 @dataclass(frozen=True)
 class RecurrentSpace(SearchSpace):
-    "A recurrent cell of `n_nodes` nodes, each with a function and, but for the first, one earlier node (paper, 2.1)."
+    "A cell of `n_nodes` nodes, each with a function and one earlier node (paper, 2.1)."
     name: ClassVar[str] = 'recurrent'
     n_nodes: int = 12 # The authors' `rhn_depth`
-    ops: tuple = (Op('tanh', torch.tanh, color='#0072b2'), Op('relu', torch.relu, color='#d55e00'), # Any of these by name, or
-                  Op('identity', _identity, color='#5b6472'), Op('sigmoid', torch.sigmoid, color='#009e73')) # rows of your own
+    ops: tuple = (Op('tanh', torch.tanh, color='#0072b2'), Op('relu', torch.relu, color='#d55e00'),
+                  Op('identity', noop, color='#5b6472'),
+                  Op('sigmoid', torch.sigmoid, color='#009e73')) # Any of these by name, or your own
     tanh_first: bool = False # Does a fixed tanh node 0 come before the `n_nodes` nodes (`enas_lm`)?
-    presets = dict(released=released['recurrent'], paper=paper['recurrent'], enas_lm=enas_lm['recurrent'])
+    presets = dict(released=released['recurrent'], paper=paper['recurrent'],
+                   enas_lm=enas_lm['recurrent'])
     rail, task = False, 'text'
 
     def __post_init__(self):
@@ -44,14 +44,15 @@ class RecurrentSpace(SearchSpace):
         first = self.tanh_first
         yield Step('none', 'node 0 reads word and hidden state', remember='zero' if first else 'h')
         for i in range(first, self.n_nodes+first):
-            if i: yield Step('index', f'index of node {i}', n=i, at=2*i-1-first, among=tuple(range(i)), remember='h',
-                             feed='state/distance', locality=True)
+            if i: yield Step('index', f'index of node {i}', n=i, at=2*i-1-first, remember='h',
+                             among=tuple(range(i)), feed='state/distance', locality=True)
             yield Step('op', f'activation of node {i}', n=len(self.ops), at=2*i-first, feed='op')
 
     def nodes(self, code):
         "The `RNNode`s of a checked encoding, node 0 first."
-        pairs = [RNNode(j, self.ops[f]) for j,f in zip(*[iter(code if self.tanh_first else (-1, *code))]*2)]
-        return [RNNode(-1, self.known['tanh']), *pairs] if self.tanh_first else pairs
+        pairs = zip(*[iter(code if self.tanh_first else (-1, *code))]*2)
+        first = [RNNode(-1, self.known['tanh'])] if self.tanh_first else []
+        return first + [RNNode(j, self.ops[f]) for j,f in pairs]
 
 # %% ../nbs/10_recurrent.ipynb #00000007
 @patch
@@ -61,21 +62,25 @@ def graph(self:RecurrentSpace,
     "A recurrent cell, or the whole space: node -1 is the input (word and hidden state)."
     n, cell = self.n_nodes+self.tanh_first, None if code is None else self.nodes(code)
     node  = lambda i: ('cell', i)
-    reads = [(-1,0)] + [(j,i) for i in range(1,n) for j in (range(i) if cell is None else [cell[i].prev])]
+    froms = lambda i: range(i) if cell is None else [cell[i].prev]
+    reads = [(-1,0)] + [(j,i) for i in range(1,n) for j in froms(i)]
     loose = range(n) if cell is None else loose_ends([j for j,_ in reads], n)
     inner = [(node(i), f'node {i}', cell and cell[i].op) for i in range(n)]
     nodes = [(node(-1), 'word, hidden', None), *inner, (node(n), 'output', None, 'average')]
-    return make_graph(nodes, [(node(j), node(i), 'flow', None) for j,i in reads] + [(node(i), node(n), 'loose', None) for i in loose])
+    edges = [(node(j), node(i), 'flow', None) for j,i in reads]
+    return make_graph(nodes, edges + [(node(i), node(n), 'loose', None) for i in loose])
 
 # %% ../nbs/10_recurrent.ipynb #0000000b
 def cell_loop(nodes, # `RNNode`s, of N nodes
               ends,  # The nodes whose average is the output
               x,     # Words times their matrix, [time, batch, 2H]
               h,     # Memory, [batch, H]
-              ws,    # Matrices of the nodes, N times [H, 2H]: columns of the proposal, then those of the gate
-              mask=None,   # What `h` and the nodes' inputs are multiplied by, [batch, H]: dropout, the same at all times
+              ws,    # Matrices of the nodes, N times [H, 2H]: those of the proposal, then the gate's
+              mask=None,   # Dropout of `h` and the nodes' inputs, [batch, H], the same at all times
               norms=None,  # Batch norms of the nodes' products
-              norm=None):  # Batch norm of the output
+              norm=None,   # Batch norm of the output
+              part='search', # Whose functions run, those of the shared or of the 'final' network?
+             ):
     "The cell, one word after the other: the outputs of all times, [time, batch, H]."
     outs = []
     for xt in x:
@@ -85,7 +90,7 @@ def cell_loop(nodes, # `RNNode`s, of N nodes
             pre = (prev if mask is None else prev*mask) @ ws[i]
             if o.prev<0: pre = pre + xt
             c,gate = (norms[i](pre) if norms else pre).chunk(2, 1)
-            states.append(prev + gate.sigmoid()*(o.op.search(c)-prev))
+            states.append(prev + gate.sigmoid()*(getattr(o.op, part)(c)-prev))
         h = torch.stack([states[i] for i in ends]).mean(0)
         if norm: h = norm(h)
         outs.append(h)
@@ -97,7 +102,7 @@ layouts = ('paper', 'released', 'enas_lm')
 _later = "RecurrentSpace(8, ops=('tanh', 'relu', 'sigmoid', 'identity'), tanh_first=True)"
 
 def _dropout(p):
-    "fastai's dropout of the same features in a whole window; fastai is imported only where something is dropped."
+    "fastai's dropout of the same features in a window; fastai is imported where it is used."
     if not p: return nn.Identity()
     from fastai.text.models.awdlstm import RNNDropout
     return RNNDropout(p)
@@ -107,21 +112,29 @@ def _mask(x, shape, p):
     from fastai.text.models.awdlstm import dropout_mask
     return dropout_mask(x, shape, p)
 
+def _check(layout, space, **dropouts):
+    "Refuse sizes that no network has."
+    if layout not in layouts:
+        raise ValueError(f"layout is {layout!r}, allowed are {', '.join(map(repr, layouts))}")
+    if layout=='enas_lm' and not space.tanh_first:
+        raise ValueError("layout 'enas_lm' leaves the first node out of the average, "
+                         f'so it must be one that is not searched: use {_later}')
+    for name,p in dropouts.items():
+        if not 0<=p<1: raise ValueError(f'{name} is {p}, allowed is 0 or more and less than 1')
+
+# %% ../nbs/10_recurrent.ipynb #5d0b7e41
 class _LM(nn.Module):
     "What search and final network have in common; `path()` says what runs."
-    carry = False
-    def __init__(self, space, n_vocab, width, n_emb, layout, init, embed_p, input_p, hidden_p, weight_p, output_p):
+    carry, part = False, 'search' # of each row of an op: does `search` or `final` run?
+    def __init__(self, space, n_vocab, width, n_emb, layout, init,
+                 embed_p, input_p, hidden_p, weight_p, output_p):
         super().__init__()
-        if layout not in layouts: raise ValueError(f"layout is {layout!r}, allowed are {', '.join(map(repr, layouts))}")
-        if layout=='enas_lm' and not space.tanh_first:
-            raise ValueError("layout 'enas_lm' leaves the first node out of the average, so it must be one that is not searched: "
-                             f'use {_later}')
-        for name,p in dict(embed_p=embed_p, input_p=input_p, hidden_p=hidden_p, weight_p=weight_p, output_p=output_p).items():
-            if not 0<=p<1: raise ValueError(f'{name} is {p}, allowed is 0 or more and less than 1')
+        _check(layout, space, embed_p=embed_p, input_p=input_p, hidden_p=hidden_p,
+               weight_p=weight_p, output_p=output_p)
         self.width, self.n_emb, self.layout, self.init = width, n_emb or width, layout, init
         self.embed_p, self.hidden_p, self.weight_p = embed_p, hidden_p, weight_p
         self.encoder = nn.Embedding(n_vocab, self.n_emb)
-        self.proj = nn.Linear(width, self.n_emb, bias=False) if self.n_emb!=width else None # back to the embedding's size
+        self.proj = None if self.n_emb==width else nn.Linear(width, self.n_emb, bias=False)
         self.input_dp, self.output_dp = _dropout(input_p), _dropout(output_p)
         self.hidden, self.norms, self.norm = None, None, None
 
@@ -138,29 +151,34 @@ class _LM(nn.Module):
         return loose_ends([o.prev for o in nodes], len(nodes))
 
 # %% ../nbs/10_recurrent.ipynb #00000012
-_known = {o: o.search for o in RecurrentSpace.ops if o in fused_ops} # a row of the reader's may have one of these names
-
 @patch
 def memory(self:_LM, bs, like):
-    "The memory to start from: zeros if there is none for so many rows, or if another architecture made it."
+    "The memory to start from: zeros if none has so many rows, or another architecture made it."
     made_by,h = self.hidden or (None, None)
     stale = made_by!=self.arch and not (self.training and self.carry)
-    if h is None or stale or len(h)!=bs or h.device!=like.device: return like.new_zeros(bs, self.width)
+    if h is None or stale or len(h)!=bs or h.device!=like.device:
+        return like.new_zeros(bs, self.width)
     return h.to(like.dtype)
 
 @patch
-def forward(self:_LM, x):
-    "Logits [batch, time, words], output [batch, time, embedding], and the same after dropout, for word numbers [batch, time]."
+def fused(self:_LM, nodes):
+    "Can the fused cell run: no batch norm, and no function but its own?"
+    return not self.norm and all(fused_ops.get(o.op) is getattr(o.op, self.part) for o in nodes)
+
+@patch
+def forward(self:_LM, x): # Word numbers [batch, time]
+    "Logits [batch, time, words], output [batch, time, embedding], and this after dropout."
     nodes, (word,*ws) = self.path()
     emb = self.encoder.weight
     if self.training and self.embed_p: emb = emb*_mask(emb, (len(emb), 1), self.embed_p)
-    xs = self.input_dp(F.embedding(x.as_subclass(torch.Tensor), emb)).transpose(0, 1) @ word  # [time, batch, 2H]
+    xs = F.embedding(x.as_subclass(torch.Tensor), emb)
+    xs = self.input_dp(xs).transpose(0, 1) @ word  # [time, batch, 2H]
     h = self.memory(len(x), xs)
     mask = _mask(h, h.shape, self.hidden_p) if self.training and self.hidden_p else None
     ws = [F.dropout(w, self.weight_p, self.training) for w in ws] if self.weight_p else ws
     args = nodes, self.ends(nodes), xs, h, ws, mask
-    fused = not self.norm and all(_known.get(o.op) is o.op.search for o in nodes)
-    out = cell_fused(*args) if fused else cell_loop(*args, self.norms, self.norm)
+    if self.fused(nodes): out = cell_fused(*args)
+    else: out = cell_loop(*args, self.norms, self.norm, self.part)
     last = out[-1].detach()
     self.hidden = self.arch, torch.where(last.isfinite().all(1, keepdim=True), last, 0.)
     raw = out.transpose(0, 1) if self.proj is None else self.proj(out.transpose(0, 1))
@@ -169,13 +187,14 @@ def forward(self:_LM, x):
 
 # %% ../nbs/10_recurrent.ipynb #00000021
 class RecurrentLM(_LM):
-    "A language model with one cell (`ptb_enas_child.py`, fixed; `enas_lm`'s `fixed_lib.py` with that layout)."
+    "A language model with one cell (`ptb_enas_child.py`, fixed; `enas_lm`: `fixed_lib.py`)."
+    part = 'final'
     def __init__(self,
         arch,          # An `Arch` of a `RecurrentSpace`
         n_vocab=10_000,# Words
         width=748,     # H: length of the memory
         n_emb=None,    # Length of a word's vector; `width` by default
-        layout='released', # 'enas_lm' averages all nodes but the first; the others average loose ends
+        layout='released', # 'enas_lm' averages all nodes but the first, others the loose ends
         init=.04,      # Weights start uniform in ±`init`
         embed_p=0.,  # Probability to drop a word from the embedding
         input_p=0.,  # to drop a feature of the cell's input
@@ -183,7 +202,8 @@ class RecurrentLM(_LM):
         weight_p=0., # a weight that multiplies those
         output_p=0., # a feature of the output
     ):
-        super().__init__(arch.space, n_vocab, width, n_emb, layout, init, embed_p, input_p, hidden_p, weight_p, output_p)
+        super().__init__(arch.space, n_vocab, width, n_emb, layout, init,
+                         embed_p, input_p, hidden_p, weight_p, output_p)
         self.arch, self.nodes = arch, arch.nodes
         self.word = self.matrix(self.n_emb)
         self.ws = nn.ParameterList(self.matrix(width) for _ in self.nodes)
@@ -193,15 +213,15 @@ class RecurrentLM(_LM):
 
 # %% ../nbs/10_recurrent.ipynb #00000026
 class SharedRecurrentLM(_LM):
-    "The shared weights of all cells of a space (paper, 2.1; `ptb_enas_child.py`, search; `enas_lm`'s `child.py`)."
+    "The shared weights of all cells (paper, 2.1; `ptb_enas_child.py`; `enas_lm`: `child.py`)."
     def __init__(self,
         space,         # A `RecurrentSpace`
         n_vocab=10_000,# Words
         width=720,     # H: length of the memory
         n_emb=None,    # Length of a word's vector; `width` by default
-        layout='released', # 'paper': a matrix per pair of nodes; 'released', 'enas_lm': per pair and function
+        layout='released', # 'paper': a matrix per pair of nodes; others: per pair and function
         bn=None,       # 'all' (products and output, epsilon 1), 'output', or None
-        bn_eval='batch', # Statistics outside training: 'batch', the batch's own at each time, or 'running'
+        bn_eval='batch', # Statistics outside training: 'batch', its own at each time, or 'running'
         carry=True,    # Does the memory go on in training when the architecture has changed?
         init=.04,      # Weights start uniform in ±`init`
         embed_p=0.,  # Probability to drop a word from the embedding
@@ -210,34 +230,50 @@ class SharedRecurrentLM(_LM):
         weight_p=0., # a weight that multiplies those
         output_p=0., # a feature of the output
     ):
-        super().__init__(space, n_vocab, width, n_emb, layout, init, embed_p, input_p, hidden_p, weight_p, output_p)
-        for name,v,allowed in (('bn', bn, ('all', 'output', None)), ('bn_eval', bn_eval, ('batch', 'running'))):
-            if v not in allowed: raise ValueError(f"{name} is {v!r}, allowed are {', '.join(map(repr, allowed))}")
+        super().__init__(space, n_vocab, width, n_emb, layout, init,
+                         embed_p, input_p, hidden_p, weight_p, output_p)
         self.space, self.bn, self.bn_eval, self.carry, self._arch = space, bn, bn_eval, carry, None
-        ops, n = ('tanh',) if space.tanh_first else space.ops, space.n_nodes+space.tanh_first
-        names = lambda source, ops: dict.fromkeys(self.key(source, o) for o in ops)
-        weights = lambda names, n_in: nn.ParameterDict({k: self.matrix(n_in) for k in names})
-        self.word = weights(names('word', ops), self.n_emb)
-        inner = lambda i: weights([k for j in range(i) for k in names(j, space.ops)], width)
-        self.ws = nn.ModuleList([weights(names('hidden', ops), width), *map(inner, range(1, n))])
-        norm = lambda n, eps: nn.BatchNorm1d(n, eps=eps, momentum=.001, track_running_stats=bn_eval=='running')
-        if bn=='all': self.norms = nn.ModuleList(norm(2*width, 1.) for _ in range(n))
-        if bn: self.norm = norm(width, 1. if bn=='all' else 1e-5)
+        self._build()
         self.init_weights()
 
     @property
-    def arch(self): "The architecture that runs; `ValueError` if it is set to one of another space."; return self._arch
+    def arch(self):
+        "The architecture that runs; `ValueError` if it is set to one of another space."
+        return self._arch
     @arch.setter
     def arch(self, arch):
         if arch is not None and arch.space!=self.space:
-            raise ValueError(f'an architecture of {arch.space} does not run on shared weights of {self.space}')
+            raise ValueError(f'an architecture of {arch.space} does not run '
+                             f'on shared weights of {self.space}')
         self._arch = arch
 
-    def path(self):
-        if self._arch is None: raise ValueError('no architecture is set: assign one to `arch`')
-        nodes = self._arch.nodes
-        ws = [d[self.key('hidden' if o.prev<0 else o.prev, o.op)] for d,o in zip(self.ws, nodes)]
-        return nodes, [self.word[self.key('word', nodes[0].op)], *ws]
+# %% ../nbs/10_recurrent.ipynb #8e7a13c5
+@patch
+def _build(self:SharedRecurrentLM):
+    "The matrices of all pairs, and the batch norms."
+    for name,allowed in dict(bn=('all', 'output', None), bn_eval=('batch', 'running')).items():
+        v = getattr(self, name)
+        if v not in allowed:
+            raise ValueError(f"{name} is {v!r}, allowed are {', '.join(map(repr, allowed))}")
+    space, n = self.space, self.space.n_nodes+self.space.tanh_first
+    ops = ('tanh',) if space.tanh_first else space.ops
+    names = lambda source, ops: dict.fromkeys(self.key(source, o) for o in ops)
+    weights = lambda names, n_in: nn.ParameterDict({k: self.matrix(n_in) for k in names})
+    self.word = weights(names('word', ops), self.n_emb)
+    inner = lambda i: weights([k for j in range(i) for k in names(j, space.ops)], self.width)
+    self.ws = nn.ModuleList([weights(names('hidden', ops), self.width), *map(inner, range(1, n))])
+    norm = lambda n, eps: nn.BatchNorm1d(n, eps=eps, momentum=.001,
+                                         track_running_stats=self.bn_eval=='running')
+    if self.bn=='all': self.norms = nn.ModuleList(norm(2*self.width, 1.) for _ in range(n))
+    if self.bn: self.norm = norm(self.width, 1. if self.bn=='all' else 1e-5)
+
+@patch
+def path(self:SharedRecurrentLM):
+    "The nodes of the architecture that runs, and its matrices: the word's, then each node's."
+    if self._arch is None: raise ValueError('no architecture is set: assign one to `arch`')
+    nodes = self._arch.nodes
+    ws = [d[self.key('hidden' if o.prev<0 else o.prev, o.op)] for d,o in zip(self.ws, nodes)]
+    return nodes, [self.word[self.key('word', nodes[0].op)], *ws]
 
 # %% ../nbs/10_recurrent.ipynb #00000031
 @patch
@@ -245,13 +281,14 @@ def sizes(self:RecurrentSpace,
           part, # The search or final part of a preset
          ):
     "What a preset gives to the networks."
-    names = ('width', 'bn_eval', 'layout', 'carry', 'init', 'embed_p', 'input_p', 'hidden_p', 'weight_p', 'output_p')
+    names = ('width', 'bn_eval', 'layout', 'carry', 'init',
+             'embed_p', 'input_p', 'hidden_p', 'weight_p', 'output_p')
     sizes = {o: getattr(part, o) for o in names if getattr(part, o, None) is not None}
     return sizes | dict(bn=part.bn) if hasattr(part, 'bn') else sizes
 
 def _words(n_in, n_out):
-    if n_in!=n_out: raise ValueError(f'a language model reads and guesses the same words, not {n_in} and {n_out}')
-    return n_in
+    if n_in==n_out: return n_in
+    raise ValueError(f'a language model reads and guesses the same words, not {n_in} and {n_out}')
 
 @patch
 def shared_net(self:RecurrentSpace,

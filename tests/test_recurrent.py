@@ -1,5 +1,5 @@
 "Recurrent networks: devices, precision, the memory, saved searches, and perplexity on Penn Treebank."
-import re
+import math, re
 from pathlib import Path
 import pandas as pd, pytest, torch
 from fastai.callback.rnn import RNNRegularizer
@@ -14,11 +14,13 @@ from fastai.text.models.core import get_language_model
 from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_lm_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from enas_nb import recurrent
 from enas_nb.presets import released
-from enas_nb.recurrent import RecurrentLM, RecurrentSpace, SharedRecurrentLM
+from enas_nb.recurrent import RecurrentLM, RecurrentSpace, RNNode, SharedRecurrentLM
 from enas_nb.reinforce import ppl_reward
 from enas_nb.retrain import arch_learner
 from enas_nb.search import score_batch, search_learner
+from enas_nb.space import Op
 
 from enas_nb.text import evaluate_ppl, file_dls, lm_dls, ptb_dls, tokens
 from enas_nb.train import NTASGD
@@ -130,7 +132,6 @@ def test_everything_of_fastais_together(how, tmp_path):
 
 def test_a_function_of_ones_own_runs_even_under_a_known_name():
     "The fused cell knows tanh, and not what somebody else calls tanh."
-    from enas_nb.space import Op
     x = torch.randint(20, (2, 6))
     def logits(op):
         torch.manual_seed(0)
@@ -139,3 +140,109 @@ def test_a_function_of_ones_own_runs_even_under_a_known_name():
         finally: RecurrentSpace.known[Op('tanh')] = RecurrentSpace.ops[0]
     assert torch.equal(logits(RecurrentSpace.ops[0]), logits('tanh'))
     assert not torch.allclose(logits(Op('tanh', torch.sin)), logits('tanh'))
+
+@pytest.fixture
+def own_rows(monkeypatch): monkeypatch.setattr(RecurrentSpace, 'known', dict(RecurrentSpace.known)) # rows stay in the test
+
+def both_nets(op, **sizes):
+    "Shared and final network of a space with one function."
+    own = RecurrentSpace(2, ops=(op,))
+    arch = own.parse('0 0 0')
+    torch.manual_seed(0); shared = own.shared_net(20, 20, width=5, init=.5, **sizes)
+    torch.manual_seed(0); final = own.final_net(arch, 20, 20, width=5, init=.5)
+    shared.arch = arch
+    return shared, final
+
+@pytest.mark.parametrize('name', ['relu', 'mine'])
+def test_the_final_network_runs_the_function_of_final(name, own_rows):
+    "A row may have another function in the final network, under a known name or a new one."
+    x = torch.randint(20, (2, 6))
+    rows = Op(name, torch.tanh), Op(name, torch.sin), Op(name, torch.tanh, torch.sin)
+    tanh, sin, two = ([net(x)[0] for net in both_nets(o)] for o in rows)
+    assert torch.equal(two[0], tanh[0]) and torch.equal(two[1], sin[1])
+    assert not torch.allclose(two[0], sin[0]) and not torch.allclose(two[1], tanh[1])
+
+def test_which_cell_runs(own_rows, monkeypatch):
+    "The fused cell where both the name and the function are ours, and the loop for the rest, in both networks."
+    ran = []
+    for f in (recurrent.cell_fused, recurrent.cell_loop):
+        monkeypatch.setattr(recurrent, f.__name__, lambda *args, f=f: (ran.append(f.__name__), f(*args))[1])
+    def cells(op, **sizes):
+        ran.clear()
+        for net in both_nets(op, **sizes): net(torch.randint(20, (2, 6)))
+        return [o.removeprefix('cell_') for o in ran]
+    for op in RecurrentSpace.ops: assert cells(op)==['fused', 'fused']
+    assert cells('tanh', bn='output')==['loop', 'fused']
+    assert cells(Op('softsign', torch.nn.functional.softsign))==['loop', 'loop']
+    assert cells(Op('tanh', torch.sin))==['loop', 'loop']
+    assert cells(Op('relu', torch.relu, final=torch.sin))==['fused', 'loop']
+    assert cells(Op('relu', torch.sin, final=torch.relu))==['loop', 'fused']
+
+# --- what the chapter does not show ---------------------------------------------------------------------------------------
+
+FIGURE6 = RecurrentSpace(12).parse('0 | 0 0 | 1 1 | 2 1 | 2 0 | 2 0 | 5 1 | 1 0 | 6 1 | 8 1 | 8 1 | 8 1') # of the paper
+LATER   = RecurrentSpace(8, ops=('tanh', 'relu', 'sigmoid', 'identity'), tanh_first=True) # enas_lm's
+small   = RecurrentSpace(4)
+
+def test_the_later_space():
+    assert (LATER.length, LATER.size)==(16, 4**8*math.factorial(8))
+    nodes = LATER.parse('0 2 1 0 2 1 2 2 4 0 5 0 3 2 6 2').nodes # the cell that enas_lm publishes
+    assert nodes[:3]==[RNNode(-1, 'tanh'), RNNode(0, 'sigmoid'), RNNode(1, 'tanh')]
+
+def count(make):
+    with torch.device('meta'): return sum(p.numel() for p in make().parameters())
+
+def test_numbers_of_parameters():
+    assert count(lambda: RecurrentLM(FIGURE6, n_vocab=500, width=20, n_emb=30))==500*30 + 20*30 + 30*40 + 12*20*40
+    assert count(lambda: SharedRecurrentLM(FIGURE6.space, bn='all'))==289_209_600 + 36_000
+    assert count(lambda: SharedRecurrentLM(RecurrentSpace(9, tanh_first=True), width=200, layout='enas_lm'))==16_560_000
+
+def test_reset_forgets():
+    torch.manual_seed(0)
+    net, x = RecurrentLM(FIGURE6, n_vocab=50, width=16, init=.4), torch.randint(50, (2, 12))
+    logits = net(x)[0]
+    net.reset()
+    assert (net(x[:,5:])[0]-logits[:,5:]).abs().max() > 1e-4
+
+def test_a_path_is_a_final_network():
+    "The same path with weights of its own gives the same numbers."
+    torch.manual_seed(0)
+    net, x = SharedRecurrentLM(small, n_vocab=50, width=16), torch.randint(50, (2, 12))
+    net.arch = small.parse('0 0 1 1 3 1 0')
+    final = RecurrentLM(net.arch, n_vocab=50, width=16)
+    ws = {f'ws.{i}': w for i,w in enumerate(net.path()[1][1:])}
+    final.load_state_dict({'encoder.weight': net.encoder.weight, 'word': net.word['word_tanh'], **ws})
+    torch.testing.assert_close(final(x)[0], net(x)[0], atol=1e-6, rtol=0)
+
+def test_what_no_network_has_is_refused():
+    def said(f, *args, **kwargs):
+        with pytest.raises(ValueError) as e: f(*args, **kwargs)
+        return str(e.value)
+    net = SharedRecurrentLM(small, n_vocab=50, width=16)
+    assert 'does not run on shared weights' in said(setattr, net, 'arch', FIGURE6)
+    assert 'use RecurrentSpace(8' in said(SharedRecurrentLM, small, layout='enas_lm')
+    assert "allowed are 'paper', 'released', 'enas_lm'" in said(SharedRecurrentLM, small, layout='theirs')
+    assert "bn is 'some', allowed are 'all', 'output', None" in said(SharedRecurrentLM, small, bn='some')
+    assert 'embed_p is 1, allowed is 0 or more and less than 1' in said(SharedRecurrentLM, small, embed_p=1)
+    assert 'reads and guesses the same words, not 50 and 40' in said(small.final_net, a, 50, 40)
+
+def test_whose_memory_goes_on():
+    x, (a,b) = torch.randint(50, (2, 12)), (small.parse('0 0 1 1 3 1 0'), small.parse('3 0 0 0 0 2 1'))
+    def second(train, *archs):
+        net.train(train).reset()
+        for net.arch in archs: out = net(x)[0].detach()
+        return out
+    torch.manual_seed(0)
+    net = SharedRecurrentLM(small, n_vocab=50, width=16, init=.2)
+    fresh = second(True, b)
+    assert (second(True, b, b)-fresh).abs().max() > 1e-3 # the same cell goes on
+    assert (second(True, a, b)-fresh).abs().max() > 1e-3 # in training, also from another's memory
+    torch.testing.assert_close(second(False, a, b), fresh, atol=1e-6, rtol=0) # outside, never
+    net.carry = False
+    torch.testing.assert_close(second(True, a, b), fresh, atol=1e-6, rtol=0)
+
+def test_a_row_of_the_memory_that_is_not_finite_starts_again():
+    torch.manual_seed(1)
+    chain = RecurrentSpace(8).parse('2 ' + ' '.join(f'{i} 2' for i in range(7))) # identities
+    net = RecurrentLM(chain, n_vocab=50, width=16, init=2.)
+    assert not net(torch.randint(50, (8, 60)))[0].isfinite().all() and net.hidden[1].isfinite().all()
