@@ -30,7 +30,7 @@ def _scalars(o): return len(o)>1 and all(isinstance(v, torch.Tensor) and v.ndim=
 def _pack(o, key, tensors):
     "A tree as JSON-able data; its tensors go to the dict `tensors`."
     if isinstance(o, torch.Tensor):
-        tensors[key] = o.detach().as_subclass(torch.Tensor).contiguous()
+        tensors[key] = o.detach().as_subclass(torch.Tensor).clone(memory_format=torch.contiguous_format) # tied weights are one
         return dict(tensor=key)
     if isinstance(o, dict): return dict(dict=[[k, _pack(v, f'{key}/{k}', tensors)] for k,v in o.items()])
     if isinstance(o, np.generic): return o.item()

@@ -348,20 +348,23 @@ class Experiment:
         if run.result('begun')!=found: raise ValueError(f'{run.path} was begun with other data, or by a library with other numbers')
         self.like = self.task.n_in, self.task.n_out, tuple(x.shape[1:]) if recipe.task.name=='images' else ()
 
-    def uniform(self, n, role):
-        "`n` uniformly random architectures, a function of the seed."
-        return self.recipe.space.archs(self.recipe.space.random(n, seed=np.random.default_rng([self.seed, role])))
+    def uniform(self, n, role, most=None):
+        "`n` uniformly random architectures, a function of the seed: the first of `most`."
+        codes = self.recipe.space.random(most or n, seed=np.random.default_rng([self.seed, role]))
+        return self.recipe.space.archs(codes[:n])
+
+    def rivals(self, n): "The first `n` random architectures that are retrained."; return self.uniform(n, 1, 1000)
 
     def plan(self):
         "The tasks that can be done, and what does them."
         tasks, recipe = dict(search=self.search), self.recipe
         def nets(name, archs, first=1): return {f'{name}-{i+1}': partial(self.train, f'{name} {i+1}', a, i+first)
                                                 for i,a in enumerate(archs)}
-        if not self.run.done('search'): return tasks | nets('random', self.uniform(recipe.n_random, 1))
+        if not self.run.done('search'): return tasks | nets('random', self.rivals(recipe.n_random))
         found = self.run.result('search')
         parse = recipe.space.parse
         tasks |= dict(derived=partial(self.train, 'derived', parse(found['arch']), 0))
-        tasks |= nets('child', map(parse, found['children'])) | nets('random', self.uniform(found['n_random'], 1))
+        tasks |= nets('child', map(parse, found['children'])) | nets('random', self.rivals(found['n_random']))
         return tasks | {k: partial(self.lstm, k, n, found['params']) for k,n in found['lstm_epochs'].items()}
 
     def train(self, name, arch, i, folder):
@@ -422,7 +425,7 @@ def rest(self:Experiment,
          budget): # Multiply-adds of ENAS
     "How many random architectures are trained, and LSTMs for how many epochs: as many as ENAS would have paid for."
     recipe, n, left = self.recipe, 0, budget
-    for o in self.uniform(200, 1):
+    for o in self.rivals(200):
         left -= spent(recipe, 0, final_cost(recipe, o, *self.like), *self.parts)['retrain']
         if left<0 and n>=recipe.n_random: break
         n += 1
@@ -483,7 +486,7 @@ def alone(self:Experiment,
     learn = arch_learner(_fresh(recipe, self.dls, self.seed, 0), arch, preset=recipe.preset, **recipe.final_sizes())
     net   = _train(recipe, learn, part, Checkpoint(folder, log=self.log), self.log)
     self.log(_line(self.measure, 'test', net))
-    weights = {k: v.cpu().contiguous() for k,v in learn.model.state_dict().items()}
+    weights = {k: v.cpu().clone(memory_format=torch.contiguous_format) for k,v in learn.model.state_dict().items()}
     write_file(self.run.path/'net.safetensors', save(weights))
     macs = spent(recipe, 0, final_cost(recipe, arch, *self.like), *self.parts)['retrain']
     found = dict(arch=str(arch), epochs=part.n_epochs, history=net['history'], cost=round(net['cost'], 2), macs=macs)

@@ -44,12 +44,14 @@ class Run:
         (self.path/name).chmod(0o644)
 
 # %% ../nbs/appendix/run.ipynb #93707617
+def _missing(path): "Which folders there are not, the innermost first."; return [o for o in (path, *path.parents) if not o.exists()]
+
 def new_run(path,  # A folder that does not exist, or an empty one; `ValueError` for others, `OSError` where nothing can be written
             asked, # JSON-able: what a process needs to know to go on
            )->Run:
     "Make the folder of a run."
     path = Path(path)
-    made = [o for o in (path, *path.parents) if not o.exists()]
+    made = _missing(path)
     path.mkdir(parents=True, exist_ok=True)
     if (path/'run.json').exists():
         raise ValueError(f'{path} holds a run already: go on with it (--resume {path}), or choose another folder')
@@ -70,11 +72,12 @@ def next_run(path,  # The first choice; with a number behind it where that is ta
     "Make a new folder of a run, whatever its name."
     for i in count(1):
         choice = Path(path if i==1 else f'{path}-{i}')
+        made = _missing(choice)
         choice.parent.mkdir(parents=True, exist_ok=True)
         try: choice.mkdir()
         except FileExistsError: continue
         run = new_run(choice, asked)
-        run.made = [choice]
+        run.made = made
         return run
 
 @patch
