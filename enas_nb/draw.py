@@ -23,7 +23,7 @@ from .space import Arch, SearchSpace, write_file
 _spare = ('#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00', '#f0e442', '#5b6472')
 
 def op_colors(space:SearchSpace): # Any space
-    "A colour for each op of `space`: a dict of name to hex. An op without one of its own gets a spare one."
+    "A colour for each op of `space`, hex by name. An op without one of its own gets a spare one."
     known = {o: o.color for o in space.ops if o.color}
     spare = [c for c in _spare if c not in known.values()] or _spare
     new   = [o for o in space.ops if o not in known]
@@ -31,14 +31,15 @@ def op_colors(space:SearchSpace): # Any space
 
 def _ink(color):
     "Black or white, whichever reads better on `color` (by WCAG's relative luminance)."
-    lum = [c/12.92 if c<=.03928 else ((c+.055)/1.055)**2.4 for c in (int(color[i:i+2],16)/255 for i in (1,3,5))]
+    lum = [c/12.92 if c<=.03928 else ((c+.055)/1.055)**2.4
+           for c in (int(color[i:i+2],16)/255 for i in (1,3,5))]
     return '#ffffff' if np.dot(lum, (.2126,.7152,.0722)) < .18 else '#111111'
 
 # %% ../nbs/02_draw.ipynb #0000000a
 _dark, _line, _text = '#334155', '#64748b', '#1f2937'
 
 def _el(tag, *kids, **attrs):
-    "An XML element; a string among `kids` is its text, and `_` in a name of `attrs` stands for `-`."
+    "An XML element; a string among `kids` is its text, and `_` in names of `attrs` stands for `-`."
     num = lambda v: f'{round(float(v), 1):g}' if isinstance(v, (int,float,np.number)) else str(v)
     e = ET.Element(tag, {k.rstrip('_').replace('_','-'):num(v) for k,v in attrs.items()})
     for o in kids:
@@ -48,7 +49,8 @@ def _el(tag, *kids, **attrs):
 
 def _words(s, x, y, size=11, fill=_text, **attrs):
     "A line of text, centred on (`x`,`y`) unless `attrs` say otherwise."
-    return _el('text', str(s), x=x, y=y+size*.35, font_size=size, fill=fill, **{'text_anchor':'middle', **attrs})
+    return _el('text', str(s), x=x, y=y+size*.35, font_size=size, fill=fill,
+               **{'text_anchor':'middle', **attrs})
 
 def _d(*parts):
     "The data of a path: strings are commands, numbers are coordinates."
@@ -68,12 +70,13 @@ class Drawing:
         write_file(path, self.svg+'\n')
 
 def _card(kids, w, h, label):
-    "A `Drawing` of `kids` on a white card of `w` x `h`, at most as wide as the column of a notebook."
+    "A `Drawing` of `kids` on a white card of `w` x `h`, at most as wide as a notebook's column."
     w,h  = math.ceil(w), math.ceil(h)
     zoom = min(1, 880/w)
     back = _el('rect', x=1, y=1, width=w-2, height=h-2, rx=8, fill='#ffffff', stroke='#d0d7e0')
     font = 'system-ui, -apple-system, Segoe UI, Roboto, DejaVu Sans, sans-serif'
-    svg  = _el('svg', back, *kids, xmlns='http://www.w3.org/2000/svg', width=w*zoom, height=h*zoom, viewBox=_d(0, 0, w, h),
+    svg  = _el('svg', back, *kids, xmlns='http://www.w3.org/2000/svg', width=w*zoom, height=h*zoom,
+               viewBox=_d(0, 0, w, h),
                role='img', aria_label=label, font_family=font, style='max-width:100%;height:auto')
     return Drawing(ET.tostring(svg, 'unicode'))
 
@@ -81,19 +84,22 @@ def _legend(colors, x, y):
     "A row of the ops' names, each with its colour; returns it and where it ends."
     kids = []
     for o,c in colors.items():
-        kids += [_el('rect', x=x, y=y-5, width=16, height=10, rx=5, fill=c), _words(o, x+21, y, text_anchor='start')]
+        kids += [_el('rect', x=x, y=y-5, width=16, height=10, rx=5, fill=c),
+                 _words(o, x+21, y, text_anchor='start')]
         x += 40+6.2*len(o)
     return _el('g', *kids, class_='legend'), x
 
 # %% ../nbs/02_draw.ipynb #00000010
 def _say_edge(g, a, b, d):
     "An edge in words."
-    return f"{d['op'] or dict(loose='loose end').get(d['kind'], d['kind'])} from {g.nodes[a]['label']} to {g.nodes[b]['label']}"
+    return (f"{d['op'] or dict(loose='loose end').get(d['kind'], d['kind'])} "
+            f"from {g.nodes[a]['label']} to {g.nodes[b]['label']}")
 
 def _say_node(g, n, chosen=True):
     "A node in words."
     label, op = g.nodes[n]['label'], g.nodes[n]['op']
-    reads = [(f"{d['op']} of " if d['op'] else '') + g.nodes[a]['label'] for a,_,d in g.in_edges(n, data=True)]
+    reads = [(f"{d['op']} of " if d['op'] else '') + g.nodes[a]['label']
+             for a,_,d in g.in_edges(n, data=True)]
     if not reads or not chosen: return label
     return label + (f': {op} of ' if op else ': ') + ' + '.join(reads)
 
@@ -105,7 +111,8 @@ def _edge(g, a, b, d, path, color, width):
 
 def _unchosen(paths, color):
     "What could have been chosen and was not."
-    return _el('g', _el('title', 'possible, not chosen'), *[_el('path', d=o) for o in paths], class_='unchosen', fill='none', stroke=color)
+    return _el('g', _el('title', 'possible, not chosen'), *[_el('path', d=o) for o in paths],
+               class_='unchosen', fill='none', stroke=color)
 
 # %% ../nbs/02_draw.ipynb #00000014
 def _arc(i, j, at, y, rise):
@@ -114,22 +121,26 @@ def _arc(i, j, at, y, rise):
     return _d('M', at[i]+3, y, 'A', (at[j]-at[i])/2-3, rise*(j-i), 0, 0, 1, at[j]-3, y)
 
 def _station(g, n, x, y, color, label, drop, chosen):
-    "A node on a rail: a disc with its number, or a dark one above its `label`, which stands lower by `drop`."
+    "A node on a rail: a disc with its number, or a dark one above its `label`, lower by `drop`."
     num = g.nodes[n]['label'].split()[-1]
     fill, r = color or _dark, 10
-    disc = _el('circle', cx=x, cy=y, r=r, fill=fill, stroke='#ffffff' if chosen else _line, stroke_width=1.5)
-    text = _words(num, x, y, 10, _ink(fill), font_weight=600) if color and num.isdigit() else _words(label, x, y+r+9+drop, 10)
+    disc = _el('circle', cx=x, cy=y, r=r, fill=fill, stroke='#ffffff' if chosen else _line,
+               stroke_width=1.5)
+    text = (_words(num, x, y, 10, _ink(fill), font_weight=600) if color and num.isdigit()
+            else _words(label, x, y+r+9+drop, 10))
     return _el('g', _el('title', _say_node(g, n, chosen)), disc, text, class_='node')
 
 def _dots(op, x, y, colors, slots):
-    "The ops that a node could have: a column of dots for each op that it takes; `op`, the chosen one, in colour."
-    return [_el('circle', cx=x+12*(s-(slots-1)/2), cy=y+18*k, r=6 if o==op else 3, fill=c if o==op else '#c3ccd6')
+    "A column of dots for each op that a node takes; `op`, the chosen one, in colour."
+    return [_el('circle', cx=x+12*(s-(slots-1)/2), cy=y+18*k, r=6 if o==op else 3,
+                fill=c if o==op else '#c3ccd6')
             for s in range(slots) for k,(o,c) in enumerate(colors.items())]
 
 def _slots(space):
     "For each node of `space`, the number of ops to choose."
     g = space.graph(space.check(space.random()[0]))
-    return {n:1 if g.nodes[n]['op'] else sum(bool(o) for *_,o in g.in_edges(n, data='op')) for n in g}
+    return {n:1 if g.nodes[n]['op']
+            else sum(bool(o) for *_,o in g.in_edges(n, data='op')) for n in g}
 
 # %% ../nbs/02_draw.ipynb #00000018
 def _table(g, full, nodes, at, y, colors, w):
@@ -140,13 +151,15 @@ def _table(g, full, nodes, at, y, colors, w):
         x, top, hit = at[pos[b]], y+11*pos[a], (a,b) in on
         fill = colors.get(g.nodes[a]['op'], _dark) if hit else '#eef1f5'
         kids.append(_el('rect', x=x-w/2, y=top-4.5, width=w, height=9, rx=2, fill=fill))
-    for n in nodes[:-3]: kids.append(_words(g.nodes[n]['label'].split()[-1], at[pos[n]], y+11*pos[n], 9, _line))
+    for n in nodes[:-3]:
+        kids.append(_words(g.nodes[n]['label'].split()[-1], at[pos[n]], y+11*pos[n], 9, _line))
     return _el('g', _words('skips', 18, y, text_anchor='start'), *kids, class_='table')
 
 def _pool(p, x, bottom):
     "A line where the image is halved, after layer `p` (from 0)."
     line = _el('path', d=_d('M', x, 22, 'V', bottom), stroke=_line, stroke_dasharray='2 3')
-    return _el('g', _el('title', f'the image is halved after layer {p+1}'), line, _words('pool', x, 14, 10, _line), class_='pool')
+    return _el('g', _el('title', f'the image is halved after layer {p+1}'), line,
+               _words('pool', x, 14, 10, _line), class_='pool')
 
 def _rail_edges(g, pos, at, y, rise, colors):
     "The chosen edges; a skip has the colour of its source."
@@ -156,7 +169,7 @@ def _rail_edges(g, pos, at, y, rise, colors):
         yield _edge(g, a, b, d, _arc(pos[a], pos[b], at, y, rise), color, width)
 
 def _labels(g, nodes, pitch):
-    "A label for each node that fits beside its neighbours', and whether every other one has to stand lower."
+    "Labels that fit beside their neighbours', and whether every other one has to stand lower."
     wide = max(6*len(g.nodes[o]['label']) for o in nodes) > pitch
     most = int(2*pitch/6)-1
     cut  = lambda s: s if not wide or len(s)<=most else s[:most-1]+'…'
@@ -166,37 +179,46 @@ def _labels(g, nodes, pitch):
 def _rail(full, g, space, pools=()):
     "One part of a space as a rail, with the choices `g` or without: elements, width, height."
     nodes = list(nx.lexicographical_topological_sort(full, key=lambda o: o[1]))
-    n, pos, colors, slots = len(nodes), {o:i for i,o in enumerate(nodes)}, op_colors(space), _slots(space)
+    n, pos, colors, slots = (len(nodes), {o:i for i,o in enumerate(nodes)}, op_colors(space),
+                             _slots(space))
     pitch = min(64, max(32, 800/(n-1)))
     rise  = pitch*min(.4, 220/(pitch*(n-1)))
     left  = 34+6.4*max(map(len, colors))
     at    = [left+20+i*pitch for i in range(n)]
-    y     = 26+rise*max([0]+[pos[b]-pos[a] for a,b in full.edges() if pos[b]-pos[a]>1]) + (8 if pools else 0)
+    y     = (26+rise*max([0]+[pos[b]-pos[a] for a,b in full.edges() if pos[b]-pos[a]>1])
+             + (8 if pools else 0))
     label, wide = _labels(full, nodes, pitch)
-    low   = y+(50 if wide else 38)
-    end   = low+18*len(colors)-6
+    low   = y+(50 if wide else 38); end = low+18*len(colors)-6
     on    = set(g.edges()) if g else set()
-    kids  = [_el('path', d=_d('M', left+6, low+18*k, 'H', at[-1]+24), stroke='#f1f4f8') for k in range(len(colors))]
+    kids  = [_el('path', d=_d('M', left+6, low+18*k, 'H', at[-1]+24), stroke='#f1f4f8')
+             for k in range(len(colors))]
     kids += [_pool(p, at[p+1]+pitch/2, end) for p in pools]
-    kids.append(_unchosen([_arc(pos[a], pos[b], at, y, rise) for a,b in full.edges() if (a,b) not in on], '#e2e7ee' if g else '#bcc6d2'))
+    kids.append(_unchosen([_arc(pos[a], pos[b], at, y, rise) for a,b in full.edges()
+                           if (a,b) not in on], '#e2e7ee' if g else '#bcc6d2'))
     if g:
         kids += _rail_edges(g, pos, at, y, rise, colors)
-        score = [(at[pos[o]], low+18*space.ops.index(g.nodes[o]['op'])) for o in nodes if g.nodes[o]['op']]
-        kids.append(_el('path', d=_d('M', *[c for o in score for c in o]), fill='none', stroke=_line, stroke_width=1.5, class_='score'))
+        score = [(at[pos[o]], low+18*space.ops.index(g.nodes[o]['op'])) for o in nodes
+                 if g.nodes[o]['op']]
+        kids.append(_el('path', d=_d('M', *[c for o in score for c in o]), fill='none',
+                        stroke=_line, stroke_width=1.5, class_='score'))
     for o in nodes:
         op = g and g.nodes[o]['op']
         fill = colors[op] if op else '#ffffff' if slots[o] else None
         kids += [*_dots(op, at[pos[o]], low, colors, slots[o]),
-                 _station(g or full, o, at[pos[o]], y, fill, label[o], 12*(wide and pos[o]%2), bool(g))]
+                 _station(g or full, o, at[pos[o]], y, fill, label[o],
+                          12*(wide and pos[o]%2), bool(g))]
     names = [o for k,(name,c) in enumerate(colors.items())
-             for o in (_el('circle', cx=18, cy=low+18*k, r=5, fill=c), _words(name, 28, low+18*k, text_anchor='start'))]
+             for o in (_el('circle', cx=18, cy=low+18*k, r=5, fill=c),
+                       _words(name, 28, low+18*k, text_anchor='start'))]
     kids.append(_el('g', *names, class_='legend'))
-    if g and n>12: kids.append(_table(g, full, nodes, at, end+16, colors, min(26, pitch-6))); end += 11*(n-3)+14
+    if g and n>12:
+        kids.append(_table(g, full, nodes, at, end+16, colors, min(26, pitch-6)))
+        end += 11*(n-3)+14
     return kids, at[-1]+38, end+10
 
 # %% ../nbs/02_draw.ipynb #00000020
 def _pills(g, n):
-    "The ops on a node's card, each with the edge that carries it (`None` for an op of the node itself)."
+    "The ops on a node's card, each with its edge (`None` for an op of the node itself)."
     if g.nodes[n]['op']: return [(g.nodes[n]['op'], None)]
     return [(d['op'], (a,b,k)) for a,b,k,d in g.in_edges(n, keys=True, data=True) if d['op']]
 
@@ -206,21 +228,25 @@ def _card_size(g, n, space, tall):
     note, num = g.nodes[n].get('note', ''), label.split()[-1]
     if not ops: return 18+max(6.8*len(label), 5.4*len(note)), 38 if note else 26
     wide = 14+6.4*max(map(len, ops if tall else space.ops))
-    return (max(wide, 8*len(num))+8, 21*len(ops)+21) if tall else (wide+18+8*len(num), 21*len(ops)+5)
+    return ((max(wide, 8*len(num))+8, 21*len(ops)+21) if tall
+            else (wide+18+8*len(num), 21*len(ops)+5))
 
 def _node(g, n, x, y, size, pills, colors, space, tall):
     "A node's card, centred on (`x`,`y`); its edges end at the middle of the pills."
     (w,h), label = size, g.nodes[n]['label']
     note, num = g.nodes[n].get('note', ''), label.split()[-1]
     top  = y-h/2-(16 if tall and pills else 0)/2
-    card = _el('rect', x=x-w/2, y=top, width=w, height=h, rx=8, fill='#ffffff', stroke=_line, stroke_width=1.2)
+    card = _el('rect', x=x-w/2, y=top, width=w, height=h, rx=8, fill='#ffffff', stroke=_line,
+               stroke_width=1.2)
     kids = [_el('title', _say_node(g, n)), card]
     wide = w-8 if tall else w-18-8*len(num)
     for i,(op,_) in enumerate(pills):
         py = y+21*(i-(len(pills)-1)/2)
         kids += [_el('rect', x=x-w/2+4, y=py-9, width=wide, height=18, rx=6, fill=colors[op]),
                  _words(op, x-w/2+4+wide/2, py, 11, _ink(colors[op]))]
-    if pills: kids.append(_words(num, x, top+10, 12, font_weight=700) if tall else _words(num, x+w/2-7-4*len(num), y, 12, font_weight=700))
+    if pills:
+        kids.append(_words(num, x, top+10, 12, font_weight=700) if tall
+                    else _words(num, x+w/2-7-4*len(num), y, 12, font_weight=700))
     else:     kids.append(_words(label, x, y-7 if note else y, 12, font_weight=600))
     if note:  kids.append(_words(note, x, y+8, 10, _line))
     return _el('g', *kids, class_='node')
@@ -254,7 +280,7 @@ def _cell(full, g, space):
     cols, y, chains = layered(g, lambda o: size[o][1]+14 if o in size else 16)
     xs   = _column_xs(cols, size)
     half = lambda o: size[o][1]/2+(8 if tall else 0) if o in size else 2
-    span = {o:xs[c] for c,col in enumerate(cols) for o in col} # from where to where an item reaches in its column
+    span = {o:xs[c] for c,col in enumerate(cols) for o in col} # where an item begins and ends
     mid  = {n:sum(span[n])/2 for n in g}
     for n in g: span[n] = mid[n]-size[n][0]/2, mid[n]+size[n][0]/2
     on   = set(g.edges())
@@ -268,7 +294,8 @@ def _cell(full, g, space):
     for (a,b,k),chain in chains.items():
         d, order = g.edges[a,b,k], [e for _,e in pills[b]]
         at = 21*(order.index((a,b,k))-(len(order)-1)/2) if (a,b,k) in order else 0
-        path = _curve([(*span[o], y[o]) for o in chain[:-1]] + [(span[b][0], span[b][0]+(4 if pills[b] else 0), y[b]+at)])
+        path = _curve([(*span[o], y[o]) for o in chain[:-1]]
+                      + [(span[b][0], span[b][0]+(4 if pills[b] else 0), y[b]+at)])
         kids.append(_edge(g, a, b, d, path, colors.get(d['op'] or g.nodes[a]['op'], _dark), 2))
     kids += [_node(g, n, mid[n], y[n], size[n], pills[n], colors, space, tall) for n in g]
     return kids, xs[-1][1]+18, max(lows)+down+16
@@ -276,18 +303,21 @@ def _cell(full, g, space):
 # %% ../nbs/02_draw.ipynb #00000025
 def _check_pools(pools, space):
     "Refuse `pools` where there are none."
-    if pools and not hasattr(space, 'n_layers'): raise ValueError(f'pools are for a space with layers, not for {space.name!r}')
+    if pools and not hasattr(space, 'n_layers'):
+        raise ValueError(f'pools are for a space with layers, not for {space.name!r}')
     for p in pools:
         if isinstance(p, bool) or not isinstance(p, (int, np.integer)) or not 0<=p<space.n_layers:
             raise ValueError(f'pools has {p!r}, allowed are layers 0 to {space.n_layers-1}')
 
 def _arrange(boxes):
-    "(heading, elements, width, height) of each part, side by side or stacked: elements, width, height."
+    "(heading, elements, width, height) of parts, side by side or stacked: elements, width, height."
     beside, kids, x, y = sum(o[2] for o in boxes)<=900, [], 0, 0
     for head,els,w,h in boxes:
         down = 20 if head else 0
-        kids.append(_el('g', *[_words(head, 18, 22, 13, text_anchor='start', font_weight=700)][:len(head)],
-                        _el('g', *els, transform=f'translate(0 {down})'), transform=f'translate({_d(x, y)})', class_='part'))
+        kids.append(_el(
+            'g', *[_words(head, 18, 22, 13, text_anchor='start', font_weight=700)][:len(head)],
+            _el('g', *els, transform=f'translate(0 {down})'),
+            transform=f'translate({_d(x, y)})', class_='part'))
         if beside: x += w
         else:      y += h+down
     tall = [h+(20 if head else 0) for head,_,_,h in boxes]
@@ -297,8 +327,9 @@ def _arrange(boxes):
 def draw(o,        # `Arch` or `SearchSpace`; a `TypeError` for anything else
          pools=(), # Macro only: layers, counted from 0, after which the image is halved; thin lines
         )->Drawing:
-    "What `o` chooses in colour, over all that could have been chosen in grey; of a space, just the latter."
-    if not isinstance(o, (Arch, SearchSpace)): raise TypeError(f'draw takes an Arch or a SearchSpace, not {type(o).__name__}')
+    "What `o` chooses in colour, over what could be chosen in grey; of a space, just the latter."
+    if not isinstance(o, (Arch, SearchSpace)):
+        raise TypeError(f'draw takes an Arch or a SearchSpace, not {type(o).__name__}')
     space, arch = (o.space, o) if isinstance(o, Arch) else (o, None)
     _check_pools(pools, space)
     full, g = space.graph(), arch and arch.graph()
@@ -306,7 +337,8 @@ def draw(o,        # `Arch` or `SearchSpace`; a `TypeError` for anything else
     rail, boxes = arch is None or space.rail, []
     for p,nodes in parts.items():
         f,c = full.subgraph(nodes), g and g.subgraph(nodes)
-        boxes.append((f'{p} cell' if len(parts)>1 else '', *(_rail(f, c, space, pools) if rail else _cell(f, c, space))))
+        boxes.append((f'{p} cell' if len(parts)>1 else '',
+                      *(_rail(f, c, space, pools) if rail else _cell(f, c, space))))
     kids, w, h = _arrange(boxes)
     if not rail:
         legend, end = _legend(op_colors(space), 18, h+8)
@@ -315,8 +347,10 @@ def draw(o,        # `Arch` or `SearchSpace`; a `TypeError` for anything else
 
 def _say(space, arch, g):
     "The picture in words."
-    if arch is None: return f'The {space.name} search space, nothing chosen. Operations: {", ".join(space.ops)}.'
-    return f'{space.name} architecture {arch}. ' + '; '.join(_say_node(g, n) for n in g if g.in_degree(n)) + '.'
+    if arch is None:
+        return f'The {space.name} search space, nothing chosen. Operations: {", ".join(space.ops)}.'
+    return (f'{space.name} architecture {arch}. '
+            + '; '.join(_say_node(g, n) for n in g if g.in_degree(n)) + '.')
 
 @patch
 def _repr_svg_(self:Arch): return draw(self).svg
@@ -331,19 +365,24 @@ _panels = {'loss'      : ('train_loss', 'valid_loss'),
            'entropy'   : ('entropy',)}
 _hues = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00')
 
-def plot_history(history, # A pandas `DataFrame` or a dict of lists, a value per epoch; columns that are not known are ignored
+def plot_history(history, # A `DataFrame` or a dict of lists, by epoch; other columns are ignored
                  figsize=None, # Width and height in inches; 3.2 by 2.5 a panel
                 ):
-    "Curves of a search, a panel each for losses, accuracies, perplexity and entropy: a matplotlib `Figure`."
-    if not hasattr(history, 'keys'): raise TypeError(f'history is a DataFrame or a dict of lists, not {type(history).__name__}')
+    "Curves of a search, panels for losses, accuracies, perplexity, entropy: a matplotlib `Figure`."
+    if not hasattr(history, 'keys'):
+        raise TypeError(f'history is a DataFrame or a dict of lists, not {type(history).__name__}')
     panels = {k:[c for c in v if c in history] for k,v in _panels.items()}
     panels = {k:v for k,v in panels.items() if v}
-    if not panels: raise ValueError(f"history has none of {', '.join(c for v in _panels.values() for c in v)}")
-    fig,axs = plt.subplots(1, len(panels), figsize=figsize or (3.2*len(panels), 2.5), squeeze=False, layout='constrained')
+    if not panels:
+        raise ValueError(f"history has none of {', '.join(c for v in _panels.values() for c in v)}")
+    fig,axs = plt.subplots(1, len(panels), figsize=figsize or (3.2*len(panels), 2.5), squeeze=False,
+                           layout='constrained')
     for ax,(title,cols) in zip(axs[0], panels.items()):
-        curves = {c: np.array([np.nan if o is None else float(o) for o in history[c]]) for c in cols}
+        curves = {c: np.array([np.nan if o is None else float(o) for o in history[c]])
+                  for c in cols}
         seen = np.concatenate(list(curves.values())); seen = seen[np.isfinite(seen)]
-        if title in ('loss', 'perplexity') and len(seen) and 0 < seen.min() < seen.max()/100: ax.set_yscale('log')
+        if title in ('loss', 'perplexity') and len(seen) and 0 < seen.min() < seen.max()/100:
+            ax.set_yscale('log')
         for i,(c,v) in enumerate(curves.items()):
             x = history['epoch'] if 'epoch' in history else range(len(v))
             ax.plot(x, v, color=_hues[i], marker='o' if len(v)<25 else None, ms=3, label=c)
@@ -359,13 +398,16 @@ def plot_history(history, # A pandas `DataFrame` or a dict of lists, a value per
 def shares(codes, # [n, `space.length`] ints: an array, a tensor or a list of sampled encodings
            space:SearchSpace, # The space that they were sampled from
           ):
-    "How often each answer is given: arrays [op, decision] for ops and [source, decision] for skips or indices (nan: impossible)."
+    "Shares of answers: [op, decision] for ops, [source, decision] for the rest (nan: impossible)."
     codes = np.asarray(codes.tolist() if hasattr(codes, 'tolist') else codes)
     if codes.ndim!=2 or codes.shape[1]!=space.length or not len(codes):
-        raise ValueError(f'codes have shape {codes.shape}, allowed is [n, {space.length}] with n of 1 or more')
+        raise ValueError(f'codes have shape {codes.shape}, allowed is [n, {space.length}] '
+                         'with n of 1 or more')
     steps = sorted((o for o in space.steps if o.width), key=lambda o: o.at)
-    ops, links = [o for o in steps if o.kind=='op'], [o for o in steps if o.kind in ('skips','index')]
-    p = np.stack([(codes[:,[o.at]]==np.arange(o.n)).mean(0) for o in ops], 1) if ops else np.empty((0,0))
+    ops, links = ([o for o in steps if o.kind=='op'],
+                  [o for o in steps if o.kind in ('skips','index')])
+    p = (np.stack([(codes[:,[o.at]]==np.arange(o.n)).mean(0) for o in ops], 1) if ops
+         else np.empty((0,0)))
     q = np.full((max([o.n for o in links], default=0), len(links)), np.nan)
     for i,o in enumerate(links):
         chosen = codes[:,o.at:o.at+o.n] if o.kind=='skips' else codes[:,[o.at]]==np.arange(o.n)
@@ -377,7 +419,8 @@ def _heat(ax, p, rows, cols, title):
     "A heat map of probabilities, white to blue."
     im = ax.imshow(p, cmap='Blues', vmin=0, vmax=1, aspect='auto', interpolation='nearest')
     ax.set(xticks=range(len(cols)), yticks=range(len(rows))); ax.set_title(title, fontsize=10)
-    ax.set_xticklabels(cols, fontsize=7, rotation=90 if max(map(len, cols))>3 else 0); ax.set_yticklabels(rows, fontsize=8)
+    ax.set_xticklabels(cols, fontsize=7, rotation=90 if max(map(len, cols))>3 else 0)
+    ax.set_yticklabels(rows, fontsize=8)
     ax.spines[:].set_visible(False); ax.tick_params(length=0)
     return im
 
@@ -387,17 +430,20 @@ def _short(labels):
     common = set.intersection(*map(set, words)) if len(words)>1 else set()
     return [' '.join(w for w in o if w not in common) or ' '.join(o) for o in words]
 
-def plot_op_share(codes, # [n, `space.length`] ints: an array, a tensor or a list of sampled encodings
+def plot_op_share(codes, # [n, `space.length`] ints: an array, a tensor or a list of encodings
                   space:SearchSpace, # The space that they were sampled from
                   figsize=None, # Width and height in inches
                  ):
-    "Heat maps of how often each op, and each skip or earlier node, is chosen: a matplotlib `Figure`."
+    "Heat maps of the share of each op, and of each skip or earlier node: a matplotlib `Figure`."
     p,q = shares(codes, space)
     steps = sorted((o for o in space.steps if o.width), key=lambda o: o.at)
     names = lambda *kinds: _short([o.label for o in steps if o.kind in kinds])
-    fig,axs = plt.subplots(1, 2 if q.size else 1, figsize=figsize or (8.6, 3), squeeze=False, layout='constrained')
+    fig,axs = plt.subplots(1, 2 if q.size else 1, figsize=figsize or (8.6, 3), squeeze=False,
+                           layout='constrained')
     im = _heat(axs[0,0], p, space.ops, names('op'), 'share of each op')
-    if q.size: _heat(axs[0,1], q, [space.source(j).replace('the ', '') for j in range(len(q))], names('skips','index'),
+    if q.size:
+        _heat(axs[0,1], q, [space.source(j).replace('the ', '') for j in range(len(q))],
+              names('skips','index'),
                      'share of each earlier output, by who reads it')
     fig.colorbar(im, ax=axs, shrink=.8, pad=.01).ax.tick_params(labelsize=8)
     plt.close(fig)

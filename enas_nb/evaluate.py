@@ -26,7 +26,8 @@ def told(values): # Numbers, or None for a network that diverged
 
 def mean_sd(values): # Numbers
     "Their mean and standard deviation; None and 0 where there are too few."
-    return float(np.mean(values)) if values else None, float(np.std(values, ddof=1)) if len(values)>1 else 0.
+    return (float(np.mean(values)) if values else None,
+            float(np.std(values, ddof=1)) if len(values)>1 else 0.)
 
 def best_by(measure, # The `Measure` of all
             nets,    # Dicts
@@ -75,11 +76,11 @@ def paired_difference(measure, # The `Measure` of all
 
 # %% ../nbs/14_evaluate.ipynb #f06780dd
 def equal_cost(measure, # The `Measure` of all
-               randoms, # Retrained random architectures: dicts with `valid` and `cost`, in the order of training
+               randoms, # Retrained random ones in order: dicts with `valid` and `cost`
                budget,  # What ENAS has cost
                chosen=True, # Can one be chosen by validation?
               ):
-    "How many random architectures ENAS's cost would have paid for, and the one that random search would answer with."
+    "How many random architectures ENAS's cost would have paid for, and the best one by validation."
     if not chosen: return 1, randoms[0]
     n = max(1, int((np.cumsum([o['cost'] for o in randoms]) <= budget).sum()))
     return n, best_by(measure, randoms[:n], 'valid')

@@ -43,7 +43,8 @@ def _sorted(cols, chains, near, sweeps=12):
         side, new = s%2, []
         pos = {o:(i+.5)/len(c) for c in cols for i,o in enumerate(c)}
         for c in cols[::-1] if side else cols:
-            key = {o:(round(np.mean([pos[a] for a in near[o][side]] or [pos[o]]), 9), pos[o]) for o in c}
+            key = {o:(round(np.mean([pos[a] for a in near[o][side]] or [pos[o]]), 9),
+                      pos[o]) for o in c}
             new.append(sorted(c, key=key.get))
             pos.update({o:(i+.5)/len(c) for i,o in enumerate(new[-1])})
         cols = new[::-1] if side else new
@@ -52,7 +53,7 @@ def _sorted(cols, chains, near, sweeps=12):
 
 # %% ../nbs/appendix/layout.ipynb #a401c9fa
 def _heights(cols, near, room, sweeps=24):
-    "A height for each item: close to its neighbours', with half the `room` of both between two of a column."
+    "Heights close to the neighbours', with half the `room` of both between two of a column."
     y = {o:40.*(i-len(c)/2) for c in cols for i,o in enumerate(c)}
     for _ in range(sweeps):
         for c in cols:
@@ -64,7 +65,7 @@ def _heights(cols, near, room, sweeps=24):
 def layered(g,    # A networkx `MultiDiGraph` without circles
             room, # Function of an item, a node or a dummy: its height
            ):
-    "The columns of `g`, a height for each item in them, and the items along each edge; a dummy is `(column, edge)`."
+    "Columns of `g`, heights of items, the items along each edge; a dummy is `(column, edge)`."
     cols, chains = columns(g)
     near = {o:([], []) for c in cols for o in c} # what is left and what is right of it
     for chain in chains.values():

@@ -28,7 +28,7 @@ class ControllerPreset:
     eps: float             # of Adam
     grad_clip: float|None  # norm that θ's gradient is clipped to; None does not clip
     entropy_weight: float  # weight of the architecture's entropy (in nats) in the reward
-    baseline: str          # `'moving-average'`, or `'leave-one-out'` over the architectures of one step
+    baseline: str          # `'moving-average'`, or `'leave-one-out'` over a step's architectures
     baseline_decay: float  # of the moving average, which starts at 0
     skip_target: float|None # prior probability of a skip; None in a space without skips
     skip_weight: float     # weight of the skips' divergence from it in the loss
@@ -38,13 +38,13 @@ class ControllerPreset:
 
 # %% ../nbs/appendix/presets.ipynb #00000008
 class Training:
-    "What the search and the final part of every preset answer; a part that lacks a field has this value."
+    "What every search and final part answers; a part that lacks a field has this value."
     task: ClassVar[str]           # `'images'` or `'text'`
     clip        = None            # norm that the gradient is clipped to; None does not clip
     aux_weight  = None            # weight of an auxiliary head's loss; None has no head
     cutout      = 0               # side of the square that CutOut blanks, in pixels; 0 is none
     all_train   = False           # is the validation set trained on, too?
-    asgd        = None            # epochs without a better validation before weights are averaged; None is never
+    asgd        = None            # epochs without progress before weights are averaged; None: never
     alpha = beta = 0.             # weights of fastai's regularisers of recurrent networks
     time_sum    = False           # is the loss a sum over a window's words?
 
@@ -65,7 +65,7 @@ class ImageTraining(Training):
     momentum: float        # Nesterov
     l2: float              # weight of the sum of squares in the loss: a weight decay of 2·`l2`
     clip: float|None       # norm that ω's gradient is clipped to; None does not clip
-    aux_weight: float|None # weight of the auxiliary head's loss, 0 for no head; None in a space whose networks have none
+    aux_weight: float|None # weight of the auxiliary head's loss; 0 or None has no head
 
     row = 1 # images in a row of a batch
     @property
@@ -86,9 +86,9 @@ class SearchPreset(ImageTraining):
 @dataclass(frozen=True, kw_only=True)
 class FinalPreset(ImageTraining):
     "One architecture, trained from scratch."
-    skip: str|None         # macro: `'concat'` (with a 1x1 convolution) or `'sum'`; None in a space without skips
-    sep: str|None          # macro: a "separable" op is `'separable'`, or a `'full'` convolution; None where it means nothing
-    drop_path: float|None  # probability of drop-path in the last cell at the end; None in a space whose networks have none
+    skip: str|None         # macro: `'concat'` (and a 1x1 convolution) or `'sum'`; None elsewhere
+    sep: str|None          # macro: its "separable" ops: `'separable'` or `'full'`; None elsewhere
+    drop_path: float|None  # drop-path's probability in the last cell at the end; None has none
     cutout: int            # side of the square that CutOut blanks, in pixels; 0 is none
     all_train: bool        # train on the validation images too?
 
@@ -98,27 +98,27 @@ class TextTraining(Training):
     "How a language model is trained."
     task = 'text'
     width: int             # of a word's embedding and of the hidden state
-    layout: str            # weights: `'paper'` (a matrix per pair of nodes), `'released'` (per pair and op), `'enas_lm'`
+    layout: str            # weights by nodes: `'paper'`, by nodes and op: `'released'`; `'enas_lm'`
     init: float            # every weight starts uniform in ±`init`
     bs: int                # rows of a batch
     bptt: int              # words of a window, through which gradients flow
     opt: str               # `'sgd'` without momentum, or `'adam'`
-    sched: str             # `'decay'`: one learning rate per epoch, which falls by a factor; or `'one-cycle'`
+    sched: str             # `'decay'`: the rate falls by a factor each epoch; or `'one-cycle'`
     epochs: int            # of the whole training
     lr: float              # at the start; the highest of `'one-cycle'`
     lr_decay: float        # factor per epoch; 1 keeps `lr`
     decay_from: int        # the last epoch at `lr`, counted from 0
     lr_min: float          # where the decay stops
     clip: float            # norm that the gradient is clipped to
-    time_sum: bool         # is the loss a sum over a window's words (and a mean over rows)? fastai's is a mean
+    time_sum: bool         # is the loss a sum over a window's words? fastai's is a mean
     l2: float              # weight of the sum of squares in the loss: a weight decay of 2·`l2`
     embed_p: float         # drop: whole words
     input_p: float         # drop: units of a word's embedding, the same in a window
-    hidden_p: float        # drop: units of the hidden state and of each node's input, the same in a window
+    hidden_p: float        # drop: units of the hidden state and of each node's input, as above
     weight_p: float        # drop: weights
     output_p: float        # drop: units of the cell's output, the same in a window
-    alpha: float           # weight of the mean square of the dropped output, as fastai's `RNNRegularizer` has it
-    beta: float            # weight of the mean square of what the output changes from word to word, before dropout
+    alpha: float           # weight of the dropped output's mean square, fastai's `RNNRegularizer`
+    beta: float            # weight of the mean square of the output's changes, before dropout
 
     @property
     def row(self): "Words in a row of a batch."; return self.bptt
@@ -134,16 +134,16 @@ class TextTraining(Training):
 @dataclass(frozen=True, kw_only=True)
 class TextSearchPreset(TextTraining):
     "The shared recurrent cell and how its ω is trained."
-    bn: str|None           # batch norm: after `'all'` products and the average, only after the `'output'`'s average, or nowhere
-    bn_eval: str|None      # batch norm outside training: `'batch'` or `'running'` statistics; None where there is none
-    carry: bool            # is the hidden state carried from batch to batch, although the architecture changes?
+    bn: str|None           # batch norm after `'all'` products, the `'output'`'s average, or nowhere
+    bn_eval: str|None      # its statistics outside training: `'batch'` or `'running'`; or None
+    carry: bool            # is the hidden state carried on, although the architecture changes?
     reward_c: float        # the reward is `reward_c`/perplexity
     same_valid: bool       # do θ's rewards and `derive` share one validation set?
 
 @dataclass(frozen=True, kw_only=True)
 class TextFinalPreset(TextTraining):
     "One recurrent cell, trained from scratch."
-    asgd: int|None         # NT-ASGD: epochs without a better validation perplexity before weights are averaged; None is never
+    asgd: int|None         # NT-ASGD: epochs without progress before averaging; None is never
 
 # %% ../nbs/appendix/presets.ipynb #0000000c
 def n_epochs(p): # A search or final part: with `epochs`, or with `n_cycles`, `T_0` and `T_mul`
@@ -159,14 +159,16 @@ class Preset:
     search: SearchPreset|TextSearchPreset # ω
     final: FinalPreset|TextFinalPreset    # an architecture from scratch
 
-    def override(self, **parts): # Changes by part, like `controller=dict(lr=2e-3)`; `ValueError` for a name that does not exist
+    def override(self, **parts): # By part: `controller=dict(lr=2e-3)`; `ValueError` if unknown
         "A copy with some numbers changed."
         for part,d in parts.items():
             if part not in ('controller','search','final'):
                 raise ValueError(f'a preset has no {part!r}, allowed are controller, search, final')
             known = [f.name for f in fields(getattr(self, part))]
             for k in d:
-                if k not in known: raise ValueError(f"{part} settings have no {k!r}, allowed are {', '.join(known)}")
+                if k not in known:
+                    raise ValueError(f"{part} settings have no {k!r}, "
+                                     f"allowed are {', '.join(known)}")
         return replace(self, **{k: replace(getattr(self, k), **d) for k,d in parts.items()})
 
     def to_dict(self): "Plain JSON-able data."; return asdict(self)
@@ -175,7 +177,8 @@ class Preset:
 _code, _not = "the code's", 'not stated'
 _mc, _gc, _cu = 'cifar10_macro_search.sh', 'general_controller.py', 'utils.py'
 _macro_controller = [
-    ('hidden',        100,              'paper 2.2 (J, C, H)', 64, 'cifar10/main.py (lstm_size=64)'),
+    ('hidden',        100,              'paper 2.2 (J, C, H)', 64,
+     'cifar10/main.py (lstm_size=64)'),
     ('n_lstm',        1,                _code, 1, 'cifar10/main.py (lstm_num_layers=1)'),
     ('init',          .1,               'paper 3.2 (N, E)', .1, _gc),
     ('tanh_constant', 2.5,              'paper 3.2 (N, E)', 1.5, _mc),
@@ -191,7 +194,8 @@ _macro_controller = [
     ('skip_target',   .4,               'paper 3.2 (N, E)', .4, _mc),
     ('skip_weight',   .8,               'paper 3.2 (N)', .8, _mc),
     ('steps',         2000,             'paper 2.2 (H, E)', 50, f'{_mc} (controller_train_steps)'),
-    ('n_archs',       1,                'not stated, open', 20, f'{_mc} (controller_num_aggregate)'),
+    ('n_archs',       1,                'not stated, open', 20,
+     f'{_mc} (controller_num_aggregate)'),
     ('warmup',        0,                _code, 0, 'cifar10/main.py'),
 ]
 
@@ -210,17 +214,20 @@ _macro_search = [
     ('momentum',      .9,               _code, .9, _cu),
     ('l2',            1e-4,             'paper 3.2 (E, N), open', 2.5e-4, _mc),
     ('clip',          None,             _code, None, f'{_cu} (its clipping does nothing)'),
-    ('aux_weight',    None,             'no such head', None, 'general_child.py (ignores the flag)'),
+    ('aux_weight',    None,             'no such head', None,
+     'general_child.py (ignores the flag)'),
     ('same_valid',    True,             'paper 2.2 (I71, V, J, E), open', True, 'cifar10/main.py'),
 ]
 
+# %% ../nbs/appendix/presets.ipynb #c7ae196a
 _mf = 'cifar10_macro_final.sh'
 _macro_final = [
     ('width',         96,               'by the parameter count', 96, _mf),
     ('n_layers',      12,               'paper, Figure 7 (J)', 24, _mf),
     ('dropout',       .5,               _code, .5, f'{_mf} (child_keep_prob=0.5)'),
     ('skip',          'concat',         'paper, appendix B (W7)', 'concat', 'general_child.py'),
-    ('sep',           'full',           'by the parameter count', 'full', 'general_child.py (_fixed_layer)'),
+    ('sep',           'full',           'by the parameter count', 'full',
+     'general_child.py (_fixed_layer)'),
     ('bs',            100,              _code, 100, _mf),
     ('n_cycles',      5,                'paper 3.2 (E)', 5, f'{_mf} (310 epochs)'),
     ('T_0',           10,               'paper 3.2 (E)', 10, _mf),
@@ -229,17 +236,21 @@ _macro_final = [
     ('lr_min',        1e-3,             'paper 3.2 (E)', 1e-3, _mf),
     ('momentum',      .9,               _code, .9, _cu),
     ('l2',            1e-4,             'paper 3.2 (E), open', 2e-4, _mf),
-    ('drop_path',     None,             'no such thing', None, 'general_child.py (ignores the flag)'),
+    ('drop_path',     None,             'no such thing', None,
+     'general_child.py (ignores the flag)'),
     ('clip',          None,             _code, None, f'{_cu} (its clipping does nothing)'),
-    ('aux_weight',    None,             'no such head', None, 'general_child.py (ignores the flag)'),
+    ('aux_weight',    None,             'no such head', None,
+     'general_child.py (ignores the flag)'),
     ('cutout',        0,                'paper, Table 2 (J)', 0, f'{_mf} (none)'),
     ('all_train',     True,             "the code's (I11)", True, 'data_utils.py (num_valids=0)'),
 ]
 
 # %% ../nbs/appendix/presets.ipynb #a17e1aed
-_us, _uf, _uc, _un = 'cifar10_micro_search.sh', 'cifar10_micro_final.sh', 'micro_controller.py', 'micro_child.py'
+_us, _uf, _uc, _un = ('cifar10_micro_search.sh', 'cifar10_micro_final.sh', 'micro_controller.py',
+                      'micro_child.py')
 _micro_controller = [
-    ('hidden',        100,              'paper 2.2 (J, C, H)', 64, 'cifar10/main.py (lstm_size=64)'),
+    ('hidden',        100,              'paper 2.2 (J, C, H)', 64,
+     'cifar10/main.py (lstm_size=64)'),
     ('n_lstm',        1,                _code, 1, 'cifar10/main.py (lstm_num_layers=1)'),
     ('init',          .1,               'paper 3.2 (Y, N)', .1, _uc),
     ('tanh_constant', 2.5,              'paper 3.2 (N)', 1.1, _us),
@@ -255,7 +266,8 @@ _micro_controller = [
     ('skip_target',   None,             'no skips', None, 'no skips'),
     ('skip_weight',   0.,               'no skips', 0., 'no skips'),
     ('steps',         2000,             'paper 2.2 (H, E)', 30, f'{_us} (controller_train_steps)'),
-    ('n_archs',       1,                'not stated, open', 10, f'{_us} (controller_num_aggregate)'),
+    ('n_archs',       1,                'not stated, open', 10,
+     f'{_us} (controller_num_aggregate)'),
     ('warmup',        0,                _code, 0, 'cifar10/main.py'),
 ]
 
@@ -274,10 +286,12 @@ _micro_search = [
     ('momentum',      .9,               _code, .9, _cu),
     ('l2',            1e-4,             'paper 3.2 (Y, N), open', 1e-4, _us),
     ('clip',          None,             _code, None, f'{_cu} (its clipping does nothing)'),
-    ('aux_weight',    .4,               _code, .4, f'{_un} (child_use_aux_heads; the head itself is never trained)'),
+    ('aux_weight',    .4,               _code, .4,
+     f'{_un} (child_use_aux_heads; the head itself is never trained)'),
     ('same_valid',    True,             'paper 2.2 (I71, V), open', True, 'cifar10/main.py'),
 ]
 
+# %% ../nbs/appendix/presets.ipynb #3af61136
 _micro_final = [
     ('width',         36,               'by the parameter count', 36, _uf),
     ('n_layers',      18,               'by the parameter count (N = 6)', 15, _uf),
@@ -294,7 +308,8 @@ _micro_final = [
     ('l2',            1e-4,             'paper 3.2 (E), open', 2e-4, _uf),
     ('drop_path',     .4,               _code, .4, f'{_uf} (child_drop_path_keep_prob=0.6)'),
     ('clip',          None,             _code, None, f'{_cu} (its clipping does nothing)'),
-    ('aux_weight',    .4,               _code, .4, f'{_un} (child_use_aux_heads; the head itself is never trained)'),
+    ('aux_weight',    .4,               _code, .4,
+     f'{_un} (child_use_aux_heads; the head itself is never trained)'),
     ('cutout',        0,                'paper, Table 2 (J, I39)', 0, f'{_uf} (none)'),
     ('all_train',     True,             "the code's (I11)", True, 'data_utils.py (num_valids=0)'),
 ]
@@ -303,68 +318,94 @@ _micro_final = [
 _rs, _rf, _rc, _rd = 'ptb_search.sh', 'ptb_final.sh', 'ptb_enas_controller.py', 'ptb_enas_child.py'
 _lc, _ls, _lf = 'enas_lm/controller.py', 'enas_lm/child.py', 'enas_lm/fixed_lib.py'
 _rnn_controller = [
-    ('hidden',        100,              'paper 2.2 (J, K, H, C)', 100, 'ptb/main.py (lstm_size=100)', 64, _lc),
+    ('hidden',        100,              'paper 2.2 (J, K, H, C)', 100,
+     'ptb/main.py (lstm_size=100)', 64, _lc),
     ('n_lstm',        1,                _code, 1, 'ptb/main.py (lstm_num_layers=1)', 1, _lc),
     ('init',          .1,               'paper, appendix A? (K)', .1, _rc, .01, _lc),
     ('tanh_constant', 2.5,              'paper 3.1 (F, K)', 2.5, _rs, 2.25, _lc),
     ('temperature',   5.,               'paper 3.1 (F, K)', 5., _rs, 5., _lc),
     ('op_tanh_reduce',1.,               _code, 1., f'{_rc} (none)', 1., f'{_lc} (none)'),
     ('lr',            3.5e-4,           'paper 3.1 (F, K)', 1e-3, _rs, 5e-5, _lc),
-    ('betas',         (.9,.999),        "not stated (Adam's default)", (0.,.999), _cu, (.9,.999), f'{_lc} (Adam\'s default)'),
-    ('eps',           1e-8,             "not stated (Adam's default)", 1e-3, _cu, 1e-8, f'{_lc} (Adam\'s default)'),
+    ('betas',         (.9,.999),        "not stated (Adam's default)", (0.,.999), _cu, (.9,.999),
+      f'{_lc} (Adam\'s default)'),
+    ('eps',           1e-8,             "not stated (Adam's default)", 1e-3, _cu, 1e-8,
+      f'{_lc} (Adam\'s default)'),
     ('grad_clip',     None,             _code, None, f'{_rc} (none)', None, f'{_lc} (none)'),
     ('entropy_weight',1e-4,             'paper 3.1 (F, K)', 1e-3, _rs, 1e-5, _lc),
-    ('baseline',      'moving-average', 'paper 2.2 (V, K, E)', 'moving-average', _rc, 'moving-average', _lc),
+    ('baseline',      'moving-average', 'paper 2.2 (V, K, E)', 'moving-average', _rc,
+     'moving-average', _lc),
     ('baseline_decay',.99,              _code, .99, 'ptb/main.py (controller_bl_dec)', .999, _lc),
     ('skip_target',   None,             'no skips', None, 'no skips', None, 'no skips'),
     ('skip_weight',   0.,               'no skips', 0., 'no skips', 0., 'no skips'),
-    ('steps',         2000,             'paper 2.2 (K, H)', 100, f'{_rs} (controller_train_steps)', 25,
-      f'{_lc} (controller_num_train_steps)'),
-    ('n_archs',       1,                'not stated, open', 10, f'{_rs} (controller_num_aggregate)', 10,
-      f'{_lc} (controller_num_aggregate)'),
+    ('steps',         2000,             'paper 2.2 (K, H)', 100,
+     f'{_rs} (controller_train_steps)', 25, f'{_lc} (controller_num_train_steps)'),
+    ('n_archs',       1,                'not stated, open', 10,
+     f'{_rs} (controller_num_aggregate)', 10, f'{_lc} (controller_num_aggregate)'),
     ('warmup',        0,                _code, 0, 'ptb/main.py', 0, 'enas_lm/search.py'),
 ]
 
 # %% ../nbs/appendix/presets.ipynb #832e366e
 _rnn_search = [
     ('width',         720,              _code, 720, _rs, 200, _ls),
-    ('layout',        'paper',          'paper 2.1 (I23, V)', 'released', f'{_rd} (w_skip)', 'enas_lm', _ls),
-    ('bn',            'output',         'paper, appendix A? (K)', 'all', f'{_rd} (_rhn_enas)', None, f'{_ls} (none)'),
-    ('bn_eval',       'running',        _code, 'running', 'ptb_ops.py (also for rewards)', None, f'{_ls} (no batch norm)'),
-    ('init',          .025,             'paper, appendix A? (K)', .04, f'{_rd} (by width)', .04, _ls),
+    ('layout',        'paper',          'paper 2.1 (I23, V)', 'released', f'{_rd} (w_skip)',
+     'enas_lm', _ls),
+    ('bn',            'output',         'paper, appendix A? (K)', 'all', f'{_rd} (_rhn_enas)', None,
+     f'{_ls} (none)'),
+    ('bn_eval',       'running',        _code, 'running', 'ptb_ops.py (also for rewards)', None,
+     f'{_ls} (no batch norm)'),
+    ('init',          .025,             'paper, appendix A? (K)', .04,
+     f'{_rd} (by width)', .04, _ls),
     ('bs',            64,               'paper 2.2 (I47, K)', 20, _rs, 128, _ls),
-    ('bptt',          35,               'paper 2.2 (I47, K)', 35, _rs, 35, f'{_ls} (random, mean near it)'),
+    ('bptt',          35,               'paper 2.2 (I47, K)', 35, _rs, 35,
+     f'{_ls} (random, mean near it)'),
     ('opt',           'sgd',            'paper 3.1 (K, I47)', 'sgd', _rs, 'sgd', _ls),
-    ('sched',         'decay',          'paper 3.1 (F)', 'decay', f'{_cu} (exponential_decay)', 'decay', f'{_ls} (constant)'),
+    ('sched',         'decay',          'paper 3.1 (F)', 'decay', f'{_cu} (exponential_decay)',
+     'decay', f'{_ls} (constant)'),
     ('epochs',        150,              'paper 3.1 (F, K)', 100, _rs, 600, _ls),
     ('lr',            20.,              'paper 3.1 (F, K)', .25, _rs, 20., _ls),
     ('lr_decay',      .96,              'paper 3.1 (F, K)', .95, _rs, 1., f'{_ls} (constant)'),
     ('decay_from',    15,               'paper 3.1 (F, K), open', 12, _rs, 0, f'{_ls} (constant)'),
     ('lr_min',        5e-4,             _code, 5e-4, _rs, 0., f'{_ls} (constant)'),
-    ('clip',          .25,              'paper 3.1 (F, K)', 10., f'{_rs} (with the L2 term, here without)', .1, f'{_ls} (grad_bound)'),
-    ('time_sum',      True,             _code, True, f'{_rd} (sum / batch_size)', False, f'{_ls} (reduce_mean)'),
-    ('l2',            1e-7,             'paper 3.1 (K, E), open', 1e-7, _rs, 0., f'{_ls} (its term is wrong: a sum of w**4)'),
-    ('embed_p',       .25,              _code, .25, f'{_rs} (e_keep=0.75, of occurrences)', .1, f'{_ls} (drop_e)'),
-    ('input_p',       .75,              _code, .75, f'{_rs} (x_keep=0.25)', .8, f'{_ls} (drop_i, drop_x; converted)'),
+    ('clip',          .25,              'paper 3.1 (F, K)', 10.,
+     f'{_rs} (with the L2 term, here without)', .1, f'{_ls} (grad_bound)'),
+    ('time_sum',      True,             _code, True, f'{_rd} (sum / batch_size)', False,
+     f'{_ls} (reduce_mean)'),
+    ('l2',            1e-7,             'paper 3.1 (K, E), open', 1e-7, _rs, 0.,
+     f'{_ls} (its term is wrong: a sum of w**4)'),
+]
+
+# %% ../nbs/appendix/presets.ipynb #1a3a3515
+_rnn_search += [
+    ('embed_p',       .25,              _code, .25, f'{_rs} (e_keep=0.75, of occurrences)', .1,
+     f'{_ls} (drop_e)'),
+    ('input_p',       .75,              _code, .75, f'{_rs} (x_keep=0.25)', .8,
+     f'{_ls} (drop_i, drop_x; converted)'),
     ('hidden_p',      .25,              _code, .25, f'{_rs} (h_keep=0.75)', .25, f'{_ls} (drop_l)'),
     ('weight_p',      0.,               _code, 0., f'{_rd} (none)', 0., f'{_ls} (drop_w)'),
     ('output_p',      .75,              _code, .75, f'{_rs} (o_keep=0.25)', .75, f'{_ls} (drop_o)'),
     ('alpha',         0.,               _code, 0., f'{_rs} (none)', 0., _ls),
     ('beta',          0.,               _code, 0., f'{_rs} (none)', 1., f'{_ls} (the same units)'),
-    ('carry',         True,             _code, True, f'{_rd} (carry_states)', True, f'{_ls} (carry_on)'),
-    ('reward_c',      80.,              "the code's, open", 80., _rc, 80., f'{_lc} (REWARD_CONSTANT)'),
-    ('same_valid',    True,             'paper 2.2 (I71, V, E), open', True, f'{_rd} (valid_rl)', True, f'{_ls} (rl_loss)'),
+    ('carry',         True,             _code, True, f'{_rd} (carry_states)', True,
+     f'{_ls} (carry_on)'),
+    ('reward_c',      80.,              "the code's, open", 80., _rc, 80.,
+     f'{_lc} (REWARD_CONSTANT)'),
+    ('same_valid',    True,             'paper 2.2 (I71, V, E), open', True, f'{_rd} (valid_rl)',
+     True, f'{_ls} (rl_loss)'),
 ]
 
 # %% ../nbs/appendix/presets.ipynb #00000016
 _rnn_final = [
-    ('width',         748,              "the code's (the paper's 24M would need 788)", 748, _rf, 800, _lf),
-    ('layout',        'paper',          'paper 2.1 (V, I23)', 'released', f'{_rd} (_rhn_fixed)', 'enas_lm', _lf),
-    ('init',          .04,              'paper, appendix A? (K)', .04, f'{_rd} (by width)', .05, _lf),
+    ('width',         748,              "the code's (the paper's 24M would need 788)", 748,
+     _rf, 800, _lf),
+    ('layout',        'paper',          'paper 2.1 (V, I23)', 'released', f'{_rd} (_rhn_fixed)',
+     'enas_lm', _lf),
+    ('init',          .04,              'paper, appendix A? (K)', .04,
+     f'{_rd} (by width)', .05, _lf),
     ('bs',            64,               _code, 64, _rf, 64, _lf),
     ('bptt',          35,               _code, 35, _rf, 35, f'{_lf} (random, mean near it)'),
     ('opt',           'sgd',            _code, 'sgd', _rf, 'sgd', _lf),
-    ('sched',         'decay',          _code, 'decay', f'{_cu} (exponential_decay)', 'decay', f'{_lf} (constant)'),
+    ('sched',         'decay',          _code, 'decay', f'{_cu} (exponential_decay)', 'decay',
+     f'{_lf} (constant)'),
     ('epochs',        2000,             _code, 2000, _rf, 3000, _lf),
     ('lr',            20.,              _code, 20., _rf, 20., _lf),
     ('lr_decay',      .9991,            _code, .9991, _rf, 1., f'{_lf} (constant)'),
@@ -372,16 +413,23 @@ _rnn_final = [
     ('lr_min',        1e-3,             _code, 1e-3, _rf, 0., f'{_lf} (constant)'),
     ('clip',          .25,              _code, .25, f'{_rf} (with the L2 term, here without)', .25,
       f'{_lf} (with the L2 term, here without)'),
-    ('time_sum',      True,             _code, True, f'{_rd} (sum / batch_size)', False, f'{_lf} (reduce_mean)'),
+    ('time_sum',      True,             _code, True, f'{_rd} (sum / batch_size)', False,
+     f'{_lf} (reduce_mean)'),
     ('l2',            5e-7,             _code, 5e-7, _rf, 8e-7, _lf),
-    ('embed_p',       .21,              _code, .21, f'{_rf} (e_keep=0.79, of occurrences)', .125, f'{_lf} (drop_e)'),
-    ('input_p',       .75,              _code, .75, f'{_rf} (x_keep=0.25)', .773125, f'{_lf} (drop_i, drop_x; converted)'),
-    ('hidden_p',      .25,              _code, .25, f'{_rf} (h_keep=0.75)', .225, f'{_lf} (drop_l)'),
+    ('embed_p',       .21,              _code, .21, f'{_rf} (e_keep=0.79, of occurrences)', .125,
+     f'{_lf} (drop_e)'),
+    ('input_p',       .75,              _code, .75, f'{_rf} (x_keep=0.25)', .773125,
+     f'{_lf} (drop_i, drop_x; converted)'),
+    ('hidden_p',      .25,              _code, .25, f'{_rf} (h_keep=0.75)', .225,
+     f'{_lf} (drop_l)'),
     ('weight_p',      0.,               _code, 0., f'{_rd} (none)', 0., f'{_lf} (drop_w)'),
     ('output_p',      .76,              _code, .76, f'{_rf} (o_keep=0.24)', .75, f'{_lf} (drop_o)'),
-    ('alpha',         0.,               _code, 0., f'{_rf} (none)', .7*.25, f'{_lf} (0.7 before dropout, converted)'),
-    ('beta',          1e-3*34*748/.24,  _code, 1e-3*34*748/.24, f'{_rf} (1e-3 per sum after dropout, converted)', 0., f'{_lf} (none)'),
-    ('asgd',          None,             _code, None, f'{_rf} (none)', 10, f'{_lf} (best_valid_ppl_threshold)'),
+    ('alpha',         0.,               _code, 0., f'{_rf} (none)', .7*.25,
+     f'{_lf} (0.7 before dropout, converted)'),
+    ('beta',          1e-3*34*748/.24,  _code, 1e-3*34*748/.24,
+     f'{_rf} (1e-3 per sum after dropout, converted)', 0., f'{_lf} (none)'),
+    ('asgd',          None,             _code, None, f'{_rf} (none)', 10,
+     f'{_lf} (best_valid_ppl_threshold)'),
 ]
 
 # %% ../nbs/appendix/presets.ipynb #00000017
@@ -395,41 +443,53 @@ _columns = dict(paper=1, released=3, enas_lm=5)
 def _preset(name, space):
     "The column `name` of the table of `space`."
     col, parts = _columns[name], _text if space=='recurrent' else _image
-    return Preset(name, space, **{part: cls(**{row[0]: row[col] for row in _tables[space][part]}) for part,cls in parts.items()})
+    return Preset(name, space,
+                  **{part: cls(**{row[0]: row[col] for row in _tables[space][part]}) for part,
+                     cls in parts.items()})
 
 paper    = {o: _preset('paper', o)    for o in _tables} # by name of the space
 released = {o: _preset('released', o) for o in _tables}
 enas_lm  = dict(recurrent=_preset('enas_lm', 'recurrent'))
 
 # %% ../nbs/appendix/presets.ipynb #5dca422d
-_theta = ControllerPreset(hidden=64, n_lstm=1, init=.1, tanh_constant=2.5, temperature=1., op_tanh_reduce=1., lr=2e-3, betas=(.9,.999),
-    eps=1e-8, grad_clip=1., entropy_weight=1e-4, baseline='leave-one-out', baseline_decay=.99, skip_target=None, skip_weight=0.,
+_theta = ControllerPreset(hidden=64, n_lstm=1, init=.1, tanh_constant=2.5, temperature=1.,
+                          op_tanh_reduce=1., lr=2e-3, betas=(.9,.999),
+    eps=1e-8, grad_clip=1., entropy_weight=1e-4, baseline='leave-one-out', baseline_decay=.99,
+                          skip_target=None, skip_weight=0.,
     steps=30, n_archs=5, warmup=0)
-_images = dict(width=None, n_layers=None, dropout=None, bs=64, n_cycles=1, T_0=16, T_mul=2, lr_max=.05, lr_min=0., momentum=.9,
+_images = dict(width=None, n_layers=None, dropout=None, bs=64, n_cycles=1, T_0=16, T_mul=2,
+               lr_max=.05, lr_min=0., momentum=.9,
     l2=1e-4, clip=5., aux_weight=0.)
-_words = dict(width=None, layout=None, init=None, bs=20, bptt=35, opt='adam', sched='one-cycle', epochs=6, lr=1e-2, lr_decay=1.,
+_words = dict(width=None, layout=None, init=None, bs=20, bptt=35, opt='adam', sched='one-cycle',
+              epochs=6, lr=1e-2, lr_decay=1.,
     decay_from=0, lr_min=0., clip=.25, time_sum=False, l2=0., alpha=0., beta=0.,
     **{o: None for o in ('embed_p', 'input_p', 'hidden_p', 'weight_p', 'output_p')})
 
 general = dict( # by task
-    images=Preset('general', 'any', _theta, SearchPreset(**_images, bn_eval='batch', same_valid=False),
+    images=Preset('general', 'any', _theta,
+                  SearchPreset(**_images, bn_eval='batch', same_valid=False),
         FinalPreset(**_images, skip=None, sep=None, drop_path=None, cutout=0, all_train=False)),
-    text=Preset('general', 'any', _theta, TextSearchPreset(**_words, bn=None, bn_eval=None, carry=False, reward_c=80., same_valid=False),
+    text=Preset('general', 'any', _theta,
+                TextSearchPreset(**_words, bn=None, bn_eval=None, carry=False, reward_c=80.,
+                                 same_valid=False),
         TextFinalPreset(**_words, asgd=None)))
 
 # %% ../nbs/appendix/presets.ipynb #0000001a
-_kinds = {'read': 'read', 'paper': 'second hand', _code: _code, _not: _not, 'by the parameter count': 'computed'} # by how a source begins
+_kinds = {'read': 'read', 'paper': 'second hand', _code: _code, _not: _not, # by how a source begins
+          'by the parameter count': 'computed'}
 
 def status(where): # A source of the paper's column
-    "How a value of the paper is known: `'read'`, `'second hand'`, `'the code's'`, `'not stated'`, `'computed'` or `'no such thing'`."
+    "How a value of the paper is known: a value of `_kinds`, or `'no such thing'`."
     return next((kind for start,kind in _kinds.items() if where.startswith(start)), 'no such thing')
 
 def preset_table(space='macro'): # Name of a space that has presets; `ValueError` for another
-    "All presets of a space, their sources, and how the paper's values are known: a pandas `DataFrame`."
+    "All presets of a space, their sources, how the paper's values are known: a pandas `DataFrame`."
     from pandas import DataFrame
-    if space not in _tables: raise ValueError(f"no presets for {space!r}, allowed are {', '.join(_tables)}")
+    if space not in _tables:
+        raise ValueError(f"no presets for {space!r}, allowed are {', '.join(_tables)}")
     rows = [(part, *row) for part,table in _tables[space].items() for row in table]
-    names = [o for o,col in _columns.items() if col+2 < len(rows[0])] # a row has its part, its name and two of each
-    table = DataFrame(rows, columns=['part', 'name', *(c for o in names for c in (o, 'where'))]).set_index(['part', 'name'])
+    names = [o for o,col in _columns.items() if col+2 < len(rows[0])] # part, name, two of each
+    table = DataFrame(rows, columns=['part', 'name', *(c for o in names for c in (o, 'where'))]
+                      ).set_index(['part', 'name'])
     table.insert(2, 'known', [status(where) for where in table.iloc[:,1]])
     return table

@@ -38,8 +38,9 @@ from .data import ImageTask,Measure,Task
 # %% ../nbs/06_text.ipynb #00000003
 _END  = re.compile(r"(?<!\b\w)(?<!\b(?:mr|ms|dr|st|vs|al|eq|cf))(?<!\b(?:mrs|etc|fig|ref|sec))"
                    r"([.!?]+)[\"')\]]*(?=\s|$)|\n\s*\n", re.I)
-_WORD = re.compile(r"(\d[\d.,]*)|(?:[^\W\d_]\.){2,}|\b(?:mr|mrs|ms|dr|st)\.|[^\W\d_]+(?=n't\b)|n't\b|"
-                   r"(?<=\w)'(?:s|re|ve|ll|d|m)\b|[^\W\d_]\w*(?:-\w+)*", re.I)
+_WORD = re.compile(r"(\d[\d.,]*)|(?:[^\W\d_]\.){2,}|\b(?:mr|mrs|ms|dr|st)\.|"
+                   r"[^\W\d_]+(?=n't\b)|n't\b|(?<=\w)'(?:s|re|ve|ll|d|m)\b|"
+                   r"[^\W\d_]\w*(?:-\w+)*", re.I)
 
 def _words(s): return ['N' if o[1] else o[0].lower() for o in _WORD.finditer(s)]
 
@@ -51,16 +52,18 @@ def tokenize(
     return [o for s in sentences if s for o in (*s,'<eos>')]
 
 def read_tokens(
-    path,      # a text file; `ValueError` if it holds no words, or others than `raw` and `encoding` say
+    path,      # a text file; `ValueError` if it has no words, or not what `raw` and `encoding` say
     raw=False, # prose for `tokenize`? Otherwise one sentence a line, its words separated by blanks
     encoding='utf-8', # of the file
 ) -> list: # words
     "The words of a text file, each sentence with `<eos>` behind it"
     try: text = Path(path).read_text(encoding=encoding)
     except UnicodeDecodeError as e:
-        raise ValueError(f'{path} is not {encoding} (byte {e.start}); name its encoding, e.g. "latin-1"') from None
+        raise ValueError(f'{path} is not {encoding} (byte {e.start}); '
+                         'name its encoding, e.g. "latin-1"') from None
     if raw and (found := re.search('<unk>|<eos>', text)):
-        raise ValueError(f'{path} holds {found[0]}, so its words are prepared already: read it with raw=False')
+        raise ValueError(f'{path} holds {found[0]}, so its words are prepared already: '
+                         'read it with raw=False')
     sentences = map(str.split, text.splitlines())
     res = tokenize(text) if raw else [o for s in sentences if s for o in (*s,'<eos>')]
     if not res: raise ValueError(f'{path} holds no words')
@@ -69,20 +72,22 @@ def read_tokens(
 # %% ../nbs/06_text.ipynb #00000005
 def _vocab(words, max_vocab):
     "The `max_vocab` most frequent of `words`, sorted; `<unk>` and `<eos>` are always in it"
-    if max_vocab<3: raise ValueError(f'max_vocab={max_vocab}; at least 3: `<eos>`, `<unk>` and one word')
+    if max_vocab<3:
+        raise ValueError(f'max_vocab={max_vocab}; at least 3: `<eos>`, `<unk>` and one word')
     count = Counter(words)
     count['<unk>'] = count['<eos>'] = len(words)+1
     return sorted(sorted(count, key=lambda o: (-count[o],o))[:max_vocab])
 
 class Words(Numericalize):
-    "fastai's `Numericalize` for a fixed `vocab`: an unknown word is `<unk>`, what is a tensor stays as it is"
+    "fastai's `Numericalize` for a fixed `vocab`: a new word is `<unk>`, a tensor stays as it is"
     def __init__(self,
         vocab, # words, each once, `<unk>` and `<eos>` among them; `ValueError` otherwise
     ):
         super().__init__(vocab=list(vocab))
         self.o2i = dict(self.o2i)
         if len(self.o2i)<len(vocab):
-            raise ValueError(f'a vocabulary of {len(vocab)} words of which only {len(self.o2i)} are different')
+            raise ValueError(f'a vocabulary of {len(vocab)} words of which only {len(self.o2i)} '
+                             'are different')
         missing = [o for o in ('<unk>','<eos>') if o not in self.o2i]
         if missing: raise ValueError(f'a vocabulary without {missing[0]}')
     def encodes(self, o):
@@ -93,10 +98,11 @@ class Words(Numericalize):
 
 # %% ../nbs/06_text.ipynb #00000013
 class StreamDL(LMDataLoader):
-    "fastai's `LMDataLoader`, the whole stream in one tensor on its device: the same batches for the price of a slice"
+    "fastai's `LMDataLoader` with the stream in one tensor on its device: a batch is a slice"
     def make_chunks(self):
         super().make_chunks()
-        self.stream = torch.cat([torch.zeros(0, dtype=torch.long), *(o.as_subclass(Tensor) for o in self.items)])
+        self.stream = torch.cat([torch.zeros(0, dtype=torch.long),
+                                 *(o.as_subclass(Tensor) for o in self.items)])
 
     def __iter__(self):
         self.before_iter()
@@ -104,7 +110,8 @@ class StreamDL(LMDataLoader):
         if self.device is not None: self.stream = self.stream.to(self.device)
         n = self.bs*self.bl
         x,y = (self.stream[i:i+n].view(self.bs, self.bl).split(self.seq_len, 1) for i in (0,1))
-        for xb,yb in zip(x, y): yield self.after_batch((LMTensorText(xb.contiguous()), TensorText(yb.contiguous())))
+        for xb,yb in zip(x, y):
+            yield self.after_batch((LMTensorText(xb.contiguous()), TensorText(yb.contiguous())))
         self.after_iter()
 
     # fastai's table of texts comes out as bare lines with plum 2.9, on which its dispatch is built
@@ -118,18 +125,20 @@ class StreamDL(LMDataLoader):
         "What is read and what is to be predicted, as a table"
         res = self._pre_show_batch(self.one_batch() if b is None else b, max_n)
         if not show: return res
-        display_df(pd.DataFrame([[o.truncate(trunc_at) for o in row] for row in res[2]], columns=['read','to predict']))
+        display_df(pd.DataFrame([[o.truncate(trunc_at) for o in row] for row in res[2]],
+                                columns=['read','to predict']))
 
 # %% ../nbs/06_text.ipynb #00000015
 class StreamDataLoaders(DataLoaders):
-    "`DataLoaders` of `StreamDL`s; test words are opened by `open_test` or `tokens`, never by training"
+    "`DataLoaders` of `StreamDL`s; only `open_test` and `tokens` open the test words"
     test_source = None
     def test_dl(self,
         test_items, # a list of words, or a list of such lists
         **kwargs    # of `StreamDL`, e.g. `bs`
     ):
         "A `StreamDL` of `test_items`, treated as validation data are"
-        return super().test_dl([test_items] if isinstance(test_items[0], str) else test_items, rm_type_tfms=0, **kwargs)
+        return super().test_dl([test_items] if isinstance(test_items[0], str) else test_items,
+                               rm_type_tfms=0, **kwargs)
 
 def _check_words(name, words, least):
     "Refuse what is no list of words, or too short a one"
@@ -137,13 +146,13 @@ def _check_words(name, words, least):
         raise TypeError(f'{name} text is {type(words).__name__} where a list of words is needed; '
                         '`tokenize` makes one of prose')
     if len(words)<least:
-        raise ValueError(f'{len(words):,} tokens of {name} text where one batch needs {least:,} (bs*seq_len+1); '
-                         'lower bs or seq_len')
+        raise ValueError(f'{len(words):,} tokens of {name} text where one batch needs {least:,} '
+                         '(bs*seq_len+1); lower bs or seq_len')
 
 def lm_dls(
     train,            # list of words, `<eos>` after each sentence; as long as one batch at least
     valid,            # the same, for validation
-    test=None,        # the same, or a function that returns it; opened by `open_test` and `tokens` alone
+    test=None,        # the same, or a function of it; only `open_test` and `tokens` open it
     vocab=None,       # list of words; default: the most frequent ones of `train`, sorted
     bs=64,            # rows
     seq_len=35,       # columns a batch
@@ -174,10 +183,12 @@ def tokens(
         dl,docs = dls.train,[Words(dls.vocab)(source() if callable(source) else source)]
     else:
         loaders = dict(zip(('train','valid'), dls.loaders))
-        if part not in loaders: raise ValueError(f"part {part!r}; there are {', '.join(map(repr, loaders))} and 'test'")
+        if part not in loaders:
+            raise ValueError(f"part {part!r}; there are {', '.join(map(repr, loaders))} and 'test'")
         dl = loaders[part]
         if not isinstance(dl, LMDataLoader):
-            raise ValueError(f'the {part} loader is a {type(dl).__name__}, which holds no running text; '
+            raise ValueError(f'the {part} loader is a {type(dl).__name__}, '
+                             'which holds no running text; '
                              'ask the DataLoaders that it was made of')
         docs = [o[0] if isinstance(o, tuple) else o for o in dl.dataset]
     res = torch.cat([o.as_subclass(Tensor) for o in docs])
@@ -187,7 +198,7 @@ def unigram_ppl(
     dls,          # language-model `DataLoaders`
     part='valid', # the text that is guessed: 'valid' or 'test'
 ) -> float:
-    "Perplexity of a text under the frequencies of the training text, each counted once more than it is"
+    "Perplexity of a text under the training text's frequencies, each counted once more than it is"
     k = len(dls.vocab)
     count = tokens(dls, 'train').bincount(minlength=k).double()+1
     return (-(count/count.sum()).log()[tokens(dls, part)].mean()).exp().item()
@@ -202,36 +213,42 @@ def _ptb_path(path=None):
     places = [data/'ptb', data/'simple-examples'/'data'] if path is None else [Path(path)]
     for p in places:
         if all((p/f'ptb.{o}.txt').is_file() for o in _ptb_counts): return p
-    raise FileNotFoundError(f"no ptb.train.txt, ptb.valid.txt, ptb.test.txt in {' or '.join(map(str, places))}; "
+    raise FileNotFoundError('no ptb.train.txt, ptb.valid.txt, ptb.test.txt in '
+                            f"{' or '.join(map(str, places))}; "
                             f"they are published in {_ptb_url} (licence: LDC)")
 
 def _ptb_words(path, part):
     "Words of one part, counted"
     res,n = read_tokens(path/f'ptb.{part}.txt'),_ptb_counts[part]
-    if len(res)!=n: raise ValueError(f'ptb.{part}.txt in {path} holds {len(res):,} tokens, Penn Treebank {n:,}; '
-                                     'for another text use `file_dls`')
+    if len(res)!=n:
+        raise ValueError(f'ptb.{part}.txt in {path} holds {len(res):,} tokens, '
+                         f'Penn Treebank {n:,}; for another text use `file_dls`')
     return res
 
+# %% ../nbs/06_text.ipynb #6ab2224e
 def ptb_dls(
     bs=64,          # rows
     seq_len=35,     # columns a batch
     path=None,      # folder of `ptb.{train,valid,test}.txt`; default: `ptb` in fastai's data folder
-    n_train=None,   # keep the first so many tokens of the training text; the vocabulary stays that of all
+    n_train=None,   # keep so many tokens of the training text; the vocabulary stays that of all
     download=False, # let fastai fetch the published archive into its data folder first?
     device=None,    # where the text lives
 ) -> StreamDataLoaders:
-    "Penn Treebank as Mikolov prepared it: 929,589 tokens to train, 73,760 to validate, 82,430 to test, 10,000 words"
+    "Mikolov's Penn Treebank: 929,589 tokens to train, 73,760 to validate, 82,430 to test"
     if download: untar_data(_ptb_url)
     path = _ptb_path(path)
     train,valid = [_ptb_words(path, o) for o in ('train','valid')]
     if n_train is not None and not 0<n_train<=len(train):
         raise ValueError(f'n_train={n_train} of {len(train):,} tokens')
     vocab = sorted(set(train))
-    if len(vocab)!=10_000: raise ValueError(f'ptb.train.txt in {path} has {len(vocab):,} words, Penn Treebank 10,000')
-    return lm_dls(train[:n_train], valid, partial(_ptb_words, path, 'test'), vocab, bs, seq_len, device=device)
+    if len(vocab)!=10_000:
+        raise ValueError(f'ptb.train.txt in {path} has {len(vocab):,} words, Penn Treebank 10,000')
+    return lm_dls(train[:n_train], valid, partial(_ptb_words, path, 'test'), vocab, bs, seq_len,
+                  device=device)
 
 # %% ../nbs/06_text.ipynb #0000001b
-_packages = dict(numpy='numpy', scipy='scipy', sklearn='scikit-learn', matplotlib='matplotlib')   # folder: name
+_packages = dict(numpy='numpy', scipy='scipy', sklearn='scikit-learn',
+                 matplotlib='matplotlib')   # folder: name
 _no_docs  = set('tests testing externals _vendor _external _lib f2py distutils '
                 'array_api_compat array_api_extra'.split())
 
@@ -239,7 +256,8 @@ def _docstrings(node, place):
     "(place, docstring) of a module or class and all that is defined in it"
     if d := ast.get_docstring(node): yield place,d
     for o in node.body:
-        if isinstance(o, (ast.ClassDef,ast.FunctionDef)): yield from _docstrings(o, f'{place}.{o.name}')
+        if isinstance(o, (ast.ClassDef,ast.FunctionDef)):
+            yield from _docstrings(o, f'{place}.{o.name}')
 
 def _sources():
     "(place, module) of the installed source files, in order"
@@ -247,10 +265,11 @@ def _sources():
         root = Path(find_spec(name).origin).parent
         for f in sorted(root.rglob('*.py')):
             at = f.relative_to(root).with_suffix('').parts
-            if not _no_docs&{*at}: yield '.'.join((name,*at)),ast.parse(f.read_text(encoding='utf-8'))
+            if not _no_docs&{*at}:
+                yield '.'.join((name,*at)),ast.parse(f.read_text(encoding='utf-8'))
 
 # %% ../nbs/06_text.ipynb #78fe6511
-_ROLE    = re.compile(r':(?!math)[\w:]+:`[~!.]*([^`<]*)(?:<[^`]*>)?`')       # :class:`~numpy.ndarray`
+_ROLE    = re.compile(r':(?!math)[\w:]+:`[~!.]*([^`<]*)(?:<[^`]*>)?`') # :class:`~numpy.ndarray`
 _RULE    = re.compile(r'\s*([-=~^*#])\1\1')                                  # ------
 _BULLET  = re.compile(r'([-*+•]|\(?\w{1,2}[.)]) +')
 _CODE    = re.compile(r'[][=<>\\{}^$/@%#|+*~`_]|\w\(|\w\.\w|::|:math:')
@@ -266,7 +285,8 @@ def _text(doc):
         if _RULE.match(below): section = s
         if code is not None and 0<=depth<=code: code = None
         head = _depth(below)>depth>=0 and not _BULLET.match(s)
-        drop = section in ('References','See Also','Examples') or _RULE.match(line) or _RULE.match(below)
+        drop = (section in ('References','See Also','Examples') or _RULE.match(line)
+                or _RULE.match(below))
         drop = drop or head or code is not None or s.startswith(('.. ','>>>','|','#',':'))
         if code is None and (s.startswith('.. ') or s.endswith('::')): code = depth
         bullet = _BULLET.match(s)
@@ -287,7 +307,7 @@ def _prose(doc):
 def _read_docs():
     "(place, sentence) of the prose in the docstrings of `_packages`, each sentence once"
     found,on = {},gc.isenabled()
-    gc.disable()   # syntax trees are millions of objects without circles; looking for some takes longer than the rest
+    gc.disable()   # syntax trees are millions of objects without circles; to look takes longest
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')   # a `\d` in somebody's string
@@ -302,36 +322,45 @@ def _doc_sentences():
     "`_read_docs`, from the file in fastai's data folder that the first call writes"
     key   = ' '.join([__version__, *map(version, _packages.values())])
     cache = fastai_path('data')/'docstrings'/f'{hashlib.sha256(key.encode()).hexdigest()[:12]}.txt'
-    if cache.exists(): return [tuple(o.split('\t')) for o in cache.read_text(encoding='utf-8').splitlines()]
+    if cache.exists():
+        return [tuple(o.split('\t')) for o in cache.read_text(encoding='utf-8').splitlines()]
     res = _read_docs()
-    try: cache.parent.mkdir(parents=True, exist_ok=True); write_file(cache, ''.join(f'{at}\t{s}\n' for at,s in res))
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_file(cache, ''.join(f'{at}\t{s}\n' for at,s in res))
     except OSError: pass   # a data folder that cannot be written: read the sources again next time
     return res
 
+# %% ../nbs/06_text.ipynb #43d410b0
 def docs_dls(
     bs=64,           # rows
     seq_len=35,      # columns a batch
     max_vocab=2_000, # words of the vocabulary
     n_train=None,    # keep the first so many tokens of the training text
-    seed=0,          # of the order and the split: whole docstrings, 80 % to train, 10 % each to validate and to test
+    seed=0,          # of the order and the split: docstrings, 80 % train, 10 % validate, 10 % test
     device=None,     # where the text lives
 ) -> StreamDataLoaders:
     "The prose in the docstrings of numpy, scipy, scikit-learn and matplotlib as they are installed"
     docs,parts = {},([],[],[])
     for place,s in _doc_sentences():
-        docs.setdefault(hashlib.sha256(f'{seed}/{place}'.encode()).digest(), []).extend([*s.split(),'<eos>'])
-    for key,words in sorted(docs.items()): parts[(key[0]>=205)+(key[0]>=230)].extend(words)   # of 256
-    return lm_dls(parts[0][:n_train], *parts[1:], bs=bs, seq_len=seq_len, max_vocab=max_vocab, device=device)
+        docs.setdefault(hashlib.sha256(f'{seed}/{place}'.encode()).digest(), []).extend(
+            [*s.split(),'<eos>'])
+    for key,words in sorted(docs.items()):
+        parts[(key[0]>=205)+(key[0]>=230)].extend(words)   # of 256
+    return lm_dls(parts[0][:n_train], *parts[1:], bs=bs, seq_len=seq_len, max_vocab=max_vocab,
+                  device=device)
 
 # %% ../nbs/06_text.ipynb #b9cfc6f5
 def _part_files(path):
     "The files of a folder by part, as their names say; empty if none does"
-    named = lambda part: sorted(f for f in path.iterdir() if f.name==f'{part}.txt' or f.name.endswith(f'.{part}.txt'))
+    named = lambda part: sorted(f for f in path.iterdir() if f.name==f'{part}.txt'
+                                or f.name.endswith(f'.{part}.txt'))
     files = {part: named(part) for part in ('train','valid','test')}
     if not files['train']+files['valid']: return {}
     for part,fs in files.items():
         if len(fs)>1 or (not fs and part!='test'):
-            raise ValueError(f'{len(fs)} files for {part} in {path}; one {part}.txt or NAME.{part}.txt is needed')
+            raise ValueError(f'{len(fs)} files for {part} in {path}; '
+                             f'one {part}.txt or NAME.{part}.txt is needed')
     return files
 
 def _deal(files, path, seed):
@@ -347,13 +376,14 @@ def _cut(words, path):
     "Three parts of a list of words, cut after the sentences that end next to 80 and 90 %"
     ends = [0, *(i+1 for i,o in enumerate(words) if o=='<eos>')]
     if len(ends)<11: raise ValueError(f'{path} has {len(ends)-1} sentences, too few to be cut; '
-                                      'one sentence a line, without full stops, is read with raw=False')
+                                      'one sentence a line, without full stops, '
+                                      'is read with raw=False')
     a,b = (min(ends, key=lambda e: abs(e-k*len(words))) for k in (.8,.9))
     return words[:a],words[a:b],words[b:]
 
 # %% ../nbs/06_text.ipynb #9d679c91
 def file_dls(
-    path,             # a text file, or a folder of them; `FileNotFoundError`, or `ValueError` if it cannot be divided
+    path,             # a text file, or a folder of them; `ValueError` if it cannot be divided
     raw=True,         # prose for `tokenize`? False: one sentence a line, words separated by blanks
     bs=64,            # rows
     seq_len=35,       # columns a batch
@@ -367,9 +397,11 @@ def file_dls(
     if not path.exists(): raise FileNotFoundError(f'no file or folder {path}')
     if path.is_dir():
         files = _part_files(path) or _deal(sorted(path.rglob('*.txt')), path, seed)
-        train,valid,test = [[w for f in files[o] for w in read(f)] for o in ('train','valid','test')]
+        train,valid,test = [[w for f in files[o] for w in read(f)]
+                            for o in ('train','valid','test')]
     else: train,valid,test = _cut(read(path), path)
-    return lm_dls(train, valid, test or None, bs=bs, seq_len=seq_len, max_vocab=max_vocab, device=device)
+    return lm_dls(train, valid, test or None, bs=bs, seq_len=seq_len, max_vocab=max_vocab,
+                  device=device)
 
 # %% ../nbs/06_text.ipynb #00000025
 class TextScore(NamedTuple):
@@ -377,12 +409,13 @@ class TextScore(NamedTuple):
     ppl: float  # perplexity
     loss: float # mean of -log p, in nats
     n: int      # words counted: all but the first of the text
-    parts: list # mean loss of each row's words; a comparison on the same rows has its standard error from them
+    parts: list # mean loss of each row's words, for the standard error of a comparison
 
+# %% ../nbs/06_text.ipynb #b402618b
 @torch.no_grad()
 def evaluate_ppl(
-    model,     # a language model that returns logits first and has `reset()`: ours, or one of fastai's
-    tokens,    # word numbers of the whole text, int64 [n]; `ValueError` for fewer than two. See `tokens`
+    model,     # a language model that returns logits first and has `reset()`: ours, or fastai's
+    tokens,    # word numbers of the whole text, int64 [n], 2 or more. See `tokens`
     rows=64,   # parts that are read side by side; 1 reads word after word
     warm=200,  # words that each but the first part reads before it counts
     seq_len=35,# words per call of the model: memory, not meaning
@@ -390,63 +423,80 @@ def evaluate_ppl(
     "Perplexity of a text: each word but the first counted once, the memory carried"
     n = len(tokens)
     if n<2: raise ValueError(f'a text of {n} words has no perplexity, 2 or more are needed')
-    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and not m.track_running_stats for m in model.modules()):
-        raise ValueError('this model normalises by the statistics of a batch, so its rows depend on each other: '
-                         "use bn_eval='running', or retrain")
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and not m.track_running_stats
+           for m in model.modules()):
+        raise ValueError('this model normalises by the statistics of a batch, '
+                         "so its rows depend on each other: use bn_eval='running', or retrain")
     device,training = next(model.parameters()).device,model.training
     if n-1-warm<rows: rows,warm = 1,0
-    length = -(-(n-1-warm)//rows)                                   # counted words of a row; the first has `warm` more
+    length = -(-(n-1-warm)//rows) # counted words of a row; the first has `warm` more
     column = torch.arange(length+warm+1, device=device)
-    at     = torch.arange(rows, device=device)[:,None]*length + column                      # [rows, length+warm+1]
-    counts = (at[:,1:]<n) & ((column[:-1]>=warm) | (at[:,:1]==0))                           # is this target counted?
-    text,total = tokens.to(device)[at.clamp(max=n-1)],torch.zeros(rows, dtype=torch.float64, device=device)
+    at     = torch.arange(rows, device=device)[:,None]*length + column # [rows, length+warm+1]
+    counts = (at[:,1:]<n) & ((column[:-1]>=warm) | (at[:,:1]==0)) # is this target counted?
+    text,total = (tokens.to(device)[at.clamp(max=n-1)],
+                  torch.zeros(rows, dtype=torch.float64, device=device))
     model.eval(); model.reset()
     try:
         for x,y,c in zip(*(o.split(seq_len, 1) for o in (text[:,:-1], text[:,1:], counts))):
-            loss = F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten(), reduction='none').view_as(c)
+            loss = F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten(),
+                                   reduction='none').view_as(c)
             total += (loss*c).double().sum(1)
     finally: model.reset(); model.train(training)
     words = counts.sum(1)
-    loss,parts = total.sum().item()/(n-1),(total/words)[words>0].tolist()                   # the last rows may be empty
+    loss,parts = total.sum().item()/(n-1),(total/words)[words>0].tolist() # last rows may be empty
     return TextScore(math.exp(min(loss, 700.)), loss, n-1, parts)
 
 # %% ../nbs/06_text.ipynb #00000027
 class MedianPerplexity(Metric):
-    "Median over the batches of a validation, each with another architecture in a search; of two middle ones the lower"
+    "Median over the batches of a validation; of two middle ones the lower"
     name = 'median_ppl'
     def reset(self): self.losses = []
     def accumulate(self, learn): self.losses.append(learn.loss.detach().mean())
     @property
-    def value(self): return torch.stack(self.losses).nan_to_num(nan=float('inf')).median().exp() if self.losses else None
+    def value(self):
+        return (torch.stack(self.losses).nan_to_num(nan=float('inf')).median().exp()
+                if self.losses else None)
 
+# %% ../nbs/06_text.ipynb #5d8a043f
 class TextTask(Task):
     "Running text and its words"
     name    = 'text'
-    measure = Measure('perplexity', 'words', '{:.1f}', 'nats a word', 1, 3, lambda a,b: math.log(b/a), min)
+    measure = Measure('perplexity', 'words', '{:.1f}', 'nats a word', 1, 3,
+                      lambda a,b: math.log(b/a), min)
     @classmethod
     def reads(cls, x, # inputs of a batch
               dls):   # the `DataLoaders` that it came from
         "Number of words; None if `x` holds no text"
-        return len(getattr(dls, 'vocab', ())) or None if x.ndim==2 and not x.is_floating_point() else None
-    def reward(self, part): "`part.reward_c`/perplexity"; return partial(ppl_reward, c=part.reward_c) # search part of a preset
+        return (len(getattr(dls, 'vocab', ())) or None
+                if x.ndim==2 and not x.is_floating_point() else None)
+    def reward(self, part): # search part of a preset
+        "`part.reward_c`/perplexity"
+        return partial(ppl_reward, c=part.reward_c)
     def metric(self): "What a retraining reports by default"; return Perplexity()
-    def search_metric(self): "What the row of a search reports by default"; return MedianPerplexity()
-    def sizes(self): "Words by part; opens the test text"; return {o: len(tokens(self.dls, o)) for o in 'train valid test'.split()}
+    def search_metric(self): "What a search reports by default"; return MedianPerplexity()
+    def sizes(self):
+        "Words by part; opens the test text"
+        return {o: len(tokens(self.dls, o)) for o in 'train valid test'.split()}
     def measured(self, learn, # a trained Learner
                  part)->dict: # 'valid' or 'test'
-        "Its exact perplexity on a part: `value`, and `parts`, the mean losses of its rows; None if it exploded"
+        "Its exact perplexity on a part, `value`, and its rows' mean losses; None if it exploded"
         score = evaluate_ppl(learn.model, tokens(self.dls, part))
-        return dict(value=score.ppl, parts=score.parts) if score.loss<50 else dict(value=None, parts=None)
+        return (dict(value=score.ppl, parts=score.parts) if score.loss<50
+                else dict(value=None, parts=None))
     def shared(self, scores, # rewards of `score_archs`, a tensor [n]
                part):        # search part of a preset
         "What several architectures reach with the shared weights: their median perplexity"
         return part.reward_c/scores.median().item()
-    def window(self, part): "Rewarded words per row of a batch"; return part.bptt # search part of a preset
+    def window(self, part): # search part of a preset
+        "Rewarded words per row of a batch"
+        return part.bptt
 
+# %% ../nbs/06_text.ipynb #673a0a7a
 def find_task(dls)->Task: # image or language-model `DataLoaders`; `ValueError` for others
     "The task of some data, from a look at one batch"
     x = Task.look(dls)
     for task in (ImageTask,TextTask):
         if task.reads(x, dls): return task(dls)
-    raise ValueError(f'a batch is {x.dtype} {tuple(x.shape)}; images are [n, channels, height, width], '
+    raise ValueError(f'a batch is {x.dtype} {tuple(x.shape)}; '
+                     'images are [n, channels, height, width], '
                      'text is integers [n, time] with a `vocab`')
