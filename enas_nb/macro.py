@@ -9,6 +9,7 @@ __all__ = ['macro_ops', 'shared_conv', 'shared_pool', 'final_conv', 'final_pool'
            'read_after', 'SharedLayer', 'SharedMacroNet', 'FinalLayer', 'MacroNet']
 
 # %% ../nbs/08_macro.ipynb #60f64119
+from collections import ChainMap
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, NamedTuple
@@ -17,7 +18,7 @@ from fastcore.basics import patch
 from torch import nn
 from .space import Arch, Op, SearchSpace, Step, make_graph
 from .presets import paper, released
-from .layers import FactorizedReduction, Head, batch_norm, conv, pool, relu_conv_bn, sep_conv
+from .layers import FactorizedReduction, Head, PathNet, batch_norm, conv, pool, relu_conv_bn, sep_conv
 
 # %% ../nbs/08_macro.ipynb #75b96db3
 def _conv(nf, ks, separable): return sep_conv(nf, ks) if separable else conv(nf, nf, ks)
@@ -125,18 +126,23 @@ class SharedLayer(nn.Module):
         nf,  # Channels
         bn_eval='batch'): # See `batch_norm`
         super().__init__()
-        self.ops = nn.ModuleDict({o: o.search(nf, bn_eval) for o in ops})
+        self.i, self.ops = i, nn.ModuleDict({o: o.search(nf, bn_eval) for o in ops})
         self.bn = batch_norm(nf, bn_eval) if i else None
 
     def forward(self,
-        xs,    # Outputs so far: the stem's and the layers'
+        xs,    # Outputs by number: 0 is the stem's, j that of layer j (counted from 1)
         layer): # The `Layer` to be
-        x = self.ops[layer.op](xs[-1])
+        x = self.ops[layer.op](xs[self.i])
         for j in layer.skips: x = x + xs[j]
         return self.bn(x) if self.bn else x
 
 # %% ../nbs/08_macro.ipynb #00000012
-class _MacroBase(nn.Module):
+class _Halved(dict):
+    "Outputs by number, each halved by its own module when it is read first."
+    def __init__(self, modules, xs): self.modules, self.xs = modules, xs
+    def __missing__(self, j): self[j] = self.modules[j](self.xs[j]); return self[j]
+
+class _MacroBase(PathNet):
     "Stem, layers, pools and head of a macro network."
     def __init__(self, space, n_in, n_out, widths, dropout, bn_eval, stem_stride, layer):
         super().__init__()
@@ -148,15 +154,14 @@ class _MacroBase(nn.Module):
                                      for k,p in enumerate(at)})
         self.head   = Head(widths[len(at)], n_out, dropout)
 
+    def begin(self, x): return ChainMap({0: self.stem(x)})
+    def step(self, i, xs, layer):
+        xs = xs.new_child({i+1: self.layers[i](xs, layer)})
+        return ChainMap(_Halved(self.pools[str(i)], xs)) if str(i) in self.pools else xs
+
     def run_path(self, x, layers):
         "Logits of the path `layers` for images `x`."
-        xs = [self.stem(x.as_subclass(torch.Tensor))] # fastai's image type would slow every op down
-        for i,(m,l) in enumerate(zip(self.layers, layers)):
-            xs.append(m(xs, l))
-            if str(i) in self.pools:
-                keep = read_after(layers, i)
-                xs = [m(o) if j in keep else None for j,(m,o) in enumerate(zip(self.pools[str(i)], xs))]
-        return self.head(xs[-1])
+        return self.head(self.run_steps(x, layers)[len(layers)])
 
 # %% ../nbs/08_macro.ipynb #00000013
 class SharedMacroNet(_MacroBase):
@@ -196,13 +201,13 @@ class FinalLayer(nn.Module):
         skip='concat', # `'concat'` (ReLU - 1x1 - BN) or `'sum'` (BN, as in the search network)
         sep='separable'): # See `final_conv`
         super().__init__()
-        self.op, self.how = layer.op.final(nf, sep), skip
+        self.i, self.op, self.how = i, layer.op.final(nf, sep), skip
         self.skip = None if not i else relu_conv_bn((1+len(layer.skips))*nf, nf) if skip=='concat' else batch_norm(nf)
 
     def forward(self,
-        xs,     # Outputs so far: the stem's and the layers'
+        xs,     # Outputs by number: 0 is the stem's, j that of layer j (counted from 1)
         layer): # The `Layer`
-        x = self.op(xs[-1])
+        x = self.op(xs[self.i])
         if self.skip is None: return x
         if self.how=='concat': return self.skip(torch.cat([*(xs[j] for j in layer.skips), x], 1))
         return self.skip(sum((xs[j] for j in layer.skips), x))

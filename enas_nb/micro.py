@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from torch import nn
 from .space import Arch, Op, SearchSpace, Step, loose_ends, make_graph
 from .presets import paper, released
-from enas_nb.layers import (AuxHead, FactorizedReduction, Head, batch_norm, conv, drop_path, pool, relu_conv_bn,
+from enas_nb.layers import (AuxHead, FactorizedReduction, Head, PathNet, batch_norm, conv, drop_path, pool, relu_conv_bn,
     sep_stack)
 
 # %% ../nbs/09_micro.ipynb #00000005
@@ -205,7 +205,7 @@ class SharedCell(nn.Module):
         return cur, self.bn(F.conv2d(F.relu(x), w))
 
 # %% ../nbs/09_micro.ipynb #0000001c
-class _MicroBase(nn.Module):
+class _MicroBase(PathNet):
     "Stem, cells and heads of a micro network."
     def __init__(self, n_in, n_out, n_layers, width, dropout, bn_eval, stem_stride, aux, cell):
         super().__init__()
@@ -221,13 +221,16 @@ class _MicroBase(nn.Module):
             if i==self.aux_at: self.aux = AuxHead(cur[1], n_out, bn_eval) if aux else None
         self.head = Head(cur[1], n_out, dropout)
 
+    def begin(self, x): x = self.stem(x); return x,x,None
+    def step(self, i, state, args):
+        prev,cur,aux = state
+        prev,cur = self.cells[i](prev, cur, *args)
+        if self.aux is not None and self.training and i==self.aux_at: aux = self.aux(cur)
+        return prev,cur,aux
+
     def run_path(self, x, args):
-        "Logits for images `x`, and with an auxiliary head in training its logits; cell `i` gets `*args(i)` beside its inputs."
-        prev = cur = self.stem(x.as_subclass(torch.Tensor)) # fastai's image type would slow every op down
-        aux = None
-        for i,cell in enumerate(self.cells):
-            prev,cur = cell(prev, cur, *args(i))
-            if self.aux is not None and self.training and i==self.aux_at: aux = self.aux(cur)
+        "Logits for images `x`, in training also those of an auxiliary head; cell `i` gets `*args[i]` beside its inputs."
+        _,cur,aux = self.run_steps(x, args)
         logits = self.head(F.relu(cur))
         return logits if aux is None else (logits, aux)
 
@@ -265,7 +268,7 @@ class SharedMicroNet(_MicroBase):
         x): # [n, `n_in`, h, w]
         "Logits: [n, `n_out`], in training with an auxiliary head a pair of them."
         if self._arch is None: raise ValueError('no architecture is set: give the network one with `net.arch = arch`')
-        return self.run_path(x, self._paths.__getitem__)
+        return self.run_path(x, self._paths)
 
 # %% ../nbs/09_micro.ipynb #0000002b
 class FinalCell(nn.Module):
@@ -324,7 +327,7 @@ class MicroNet(_MicroBase):
     def forward(self,
         x): # [n, `n_in`, h, w]
         "Logits: [n, `n_out`], in training with an auxiliary head a pair of them."
-        return self.run_path(x, lambda i: (self.drop_rate(i),))
+        return self.run_path(x, [(self.drop_rate(i),) for i in range(len(self.cells))])
 
 # %% ../nbs/09_micro.ipynb #0000003d
 @patch
