@@ -15,7 +15,7 @@ from fastcore.basics import noop, patch
 from torch import nn
 from .space import Arch, Op, SearchSpace, Step, loose_ends, make_graph
 from .presets import enas_lm, paper, released
-from .fused import cell_fused, fused_ops
+from .fused import cell_fused, decode, fused_ops
 
 # %% ../nbs/10_recurrent.ipynb #00000005
 class RNNode(NamedTuple):
@@ -183,7 +183,7 @@ def forward(self:_LM, x): # Word numbers [batch, time]
     self.hidden = self.arch, torch.where(last.isfinite().all(1, keepdim=True), last, 0.)
     raw = out.transpose(0, 1) if self.proj is None else self.proj(out.transpose(0, 1))
     dropped = self.output_dp(raw)
-    return F.linear(dropped, self.encoder.weight), raw, dropped
+    return decode(dropped, self.encoder.weight), raw, dropped
 
 # %% ../nbs/10_recurrent.ipynb #00000021
 class RecurrentLM(_LM):

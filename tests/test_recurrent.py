@@ -1,20 +1,22 @@
 "Recurrent networks: devices, precision, the memory, saved searches, and perplexity on Penn Treebank."
-import math, re
+import math, pickle, re
 from pathlib import Path
-import pandas as pd, pytest, torch
+import pandas as pd, pytest, torch, torch.nn.functional as F
 from fastai.callback.rnn import RNNRegularizer
 from fastai.callback.training import GradientClip
 from fastai.data.block import DataBlock
 from fastai.data.external import fastai_path
 from fastai.data.transforms import ColReader, RandomSplitter
-from fastai.metrics import Perplexity
+from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import Perplexity, accuracy
 from fastai.text.core import BaseTokenizer
 from fastai.text.data import TextBlock
 from fastai.text.models.core import get_language_model
 from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_lm_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from enas_nb import recurrent
+from enas_nb import fused, recurrent
+from enas_nb.fused import WordLoss, decode
 from enas_nb.presets import released
 from enas_nb.recurrent import RecurrentLM, RecurrentSpace, RNNode, SharedRecurrentLM
 from enas_nb.reinforce import ppl_reward
@@ -246,3 +248,86 @@ def test_a_row_of_the_memory_that_is_not_finite_starts_again():
     chain = RecurrentSpace(8).parse('2 ' + ' '.join(f'{i} 2' for i in range(7))) # identities
     net = RecurrentLM(chain, n_vocab=50, width=16, init=2.)
     assert not net(torch.randint(50, (8, 60)))[0].isfinite().all() and net.hidden[1].isfinite().all()
+
+# --- the loss ---------------------------------------------------------------------------------------------------------------
+
+def loss_and_grads(score, loss, dtype=torch.float32, n=70, words=50, targets=None):
+    "Loss, and gradients of states [3, n, 8] and of the words' vectors."
+    g = torch.Generator().manual_seed(0)
+    h, w = (torch.randn(size, generator=g, dtype=dtype).requires_grad_() for size in ((3, n, 8), (words, 8)))
+    y = torch.randint(words, (3, n), generator=g) if targets is None else targets
+    res = loss(score(h, w), y)
+    (3*res).backward() # as `SumOverTime` and a gradient scaler do
+    return res.detach(), h.grad, w.grad
+
+def flat(x, y): return F.cross_entropy(x.flatten(0, 1), y.flatten())
+
+@pytest.mark.parametrize('n', [1, 11, 70]) # fewer rows than a part, some more, several parts
+@pytest.mark.parametrize('score', [decode, F.linear])
+def test_the_loss_is_torchs(n, score):
+    for _ in range(2): # the second in the memory that the first has left
+        for a,b in zip(loss_and_grads(score, WordLoss(), n=n), loss_and_grads(F.linear, flat, n=n)):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+    fused._spare.pop('scores', None)
+
+def test_a_second_backward_of_the_loss_is_refused():
+    x = torch.randn(6, 5, requires_grad=True)
+    loss = WordLoss()(x*1, torch.arange(6)%5)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match='second backward pass through the same batch: its scores are gone'): loss.backward()
+
+def test_scores_that_others_need_are_not_lost_silently():
+    "Another term on the same scores: right, or refused."
+    x, y = torch.randn(6, 5, requires_grad=True), torch.arange(6)%5
+    def grad(loss):
+        s = x*1
+        return torch.autograd.grad(loss(s, y) + s.pow(2).mean(), x)[0]
+    try: ours = grad(WordLoss())
+    except RuntimeError as e: assert 'modified by an inplace operation' in str(e)
+    else: torch.testing.assert_close(ours, grad(F.cross_entropy))
+
+def test_what_the_loss_leaves_to_torch():
+    "Ignored targets, half precision, no reduction, no gradients: the scores stay."
+    y = torch.randint(50, (3, 70)); y[:,::3] = -100
+    for a,b in zip(loss_and_grads(decode, WordLoss(), targets=y), loss_and_grads(F.linear, flat, targets=y)): torch.testing.assert_close(a, b)
+    for a,b in zip(loss_and_grads(decode, WordLoss(), torch.float64), loss_and_grads(F.linear, flat, torch.float64)): torch.testing.assert_close(a, b)
+    x, y, each = torch.randn(2, 3, 5, requires_grad=True), torch.randint(5, (2, 3)), WordLoss()
+    each.reduction = 'none' # as fastai's `get_preds(with_loss=True)` does
+    torch.testing.assert_close(each(x, y), F.cross_entropy(x.flatten(0, 1), y.flatten(), reduction='none'))
+    before = x.detach().clone()
+    with torch.no_grad(): WordLoss()(x, y)
+    assert torch.equal(x, before)
+    assert torch.equal(each.activation(x), x.softmax(2)) and torch.equal(each.decodes(x), x.argmax(2))
+
+def test_memory_is_kept_only_where_the_scores_are_gone():
+    "With torch's loss the scores stay theirs; with ours the next batch has their memory."
+    h, w, y = torch.randn(4, 8, requires_grad=True), torch.randn(5, 8, requires_grad=True), torch.arange(4)
+    fused._spare.pop('scores', None)
+    first = decode(h, w); seen = first.detach().clone()
+    F.cross_entropy(first, y).backward()
+    second = decode(h, w)
+    assert 'scores' not in fused._spare and torch.equal(first, seen) and second.data_ptr()!=first.data_ptr()
+    WordLoss()(second, y).backward()
+    third = decode(h, w)
+    assert third.data_ptr()==second.data_ptr() and torch.equal(third, seen) # and what is in use is not given twice:
+    assert 'scores' not in fused._spare and decode(h, w).data_ptr()!=third.data_ptr()
+    WordLoss()(third, y).backward()
+    torch.testing.assert_close(decode(h[:2], w), F.linear(h[:2], w)) # another size
+    fused._spare.pop('scores', None)
+
+@pytest.mark.parametrize('half', [False, True])
+def test_a_learner_with_either_loss(half):
+    "The same losses, metrics and predictions; the loss of a training batch leaves nothing else changed."
+    dls = text_dls(2008) # windows of one length: fastai cannot put others together
+    def fit(loss):
+        torch.manual_seed(0)
+        p = released['recurrent'].override(final=dict(lr=1., alpha=.1, beta=.1))
+        learn = arch_learner(dls, a, preset=p, width=8, loss_func=loss, metrics=[Perplexity(), accuracy])
+        if half: learn.to_bf16()
+        with learn.no_bar(), learn.no_logging(): learn.fit(2); preds = learn.get_preds(with_loss=True, with_decoded=True)
+        return learn, torch.tensor([o[:4] for o in learn.recorder.values]), preds
+    (learn, ours, ps), (_, torchs, qs) = fit(WordLoss()), fit(CrossEntropyLossFlat())
+    torch.testing.assert_close(ours, torchs)
+    for p,q in zip(ps, qs, strict=True): torch.testing.assert_close(p.as_subclass(torch.Tensor), q.as_subclass(torch.Tensor))
+    torch.testing.assert_close(ps[0].sum(-1), torch.ones(ps[0].shape[:-1])) # probabilities
+    assert isinstance(pickle.loads(pickle.dumps(learn.loss_func)), WordLoss)
