@@ -22,7 +22,7 @@ from fastcore.foundation import L
 from fastai.callback.core import Callback, CancelValidException
 from fastai.learner import Learner
 from fastai.text.models import AWD_LSTM, get_language_model
-from fastai.torch_core import default_device
+from fastai.torch_core import default_device, set_seed
 from safetensors.torch import save
 from . import data, text
 from .space import Arch, SearchSpace, write_file
@@ -227,7 +227,7 @@ def _fresh(recipe, dls, seed, i):
     part = recipe.preset.final
     number = lambda role: int(torch.randint(2**31, (1,), generator=rng(seed, role, i)))
     if part.all_train: dls = train_on_all(dls)
-    torch.manual_seed(number('retrain'))
+    set_seed(number('retrain'))
     order = dict(seed=number('retrain order')) if isinstance(dls.train, MemoryDL) else {}
     dls = copy(dls)
     dls.loaders = [dls.train.new(bs=part.bs, **order), *dls.loaders[1:]]
@@ -338,6 +338,7 @@ class Experiment:
         log,    # Gets a line now and then
     ):
         self.recipe, self.seed, self.run, self.log, self.times = recipe, seed, run, log, []
+        set_seed(seed)
         self.dls  = recipe.dls(seed, torch.device(device) if device else default_device())
         self.task = recipe.task(self.dls)
         self.sizes, self.measure = self.task.sizes(), recipe.task.measure
@@ -396,7 +397,7 @@ def search(self:Experiment,
            folder): # For checkpoints
     "Search, derive, look: what the report and the other tasks need."
     recipe, dls, part, run = self.recipe, self.dls, self.recipe.preset.search, self.run
-    torch.manual_seed(self.seed)
+    set_seed(self.seed)
     learn, watch = search_learner(dls, recipe.space, preset=recipe.preset, seed=self.seed, **recipe.sizes), Stopwatch(self.log)
     with learn.no_bar(), learn.no_logging(): learn.fit_preset(cbs=[watch, Checkpoint(folder, log=self.log)])
     rows, start = _rows(learn), clock(dls.device)

@@ -57,11 +57,11 @@ def new_run(path,  # A folder that does not exist, or an empty one; `ValueError`
         raise ValueError(f'{path} holds a run already: go on with it (--resume {path}), or choose another folder')
     if other := sorted(o.name for o in path.iterdir() if o.name!='lost+found'):
         raise ValueError(f"{path} holds {', '.join(other[:3])}: choose a new or an empty folder")
-    try:
-        with open(path/'run.json', 'x') as f: f.write(json.dumps(asked, indent=1)+'\n')
+    try: (path/'tasks').mkdir() # only one process can
     except FileExistsError: raise ValueError(f'{path} was taken by another run just now, choose another folder') from None
-    except OSError: (path/'run.json').unlink(missing_ok=True); raise
-    (path/'tasks').mkdir()
+    try:
+        with atomic_save(path/'run.json', mode='w') as f: f.write(json.dumps(asked, indent=1)+'\n')
+    except OSError: (path/'tasks').rmdir(); raise
     run = Run(path)
     run.made = made # the innermost first
     return run
