@@ -75,7 +75,7 @@ def cell_loop(nodes, # `RNNode`s, of N nodes
               ends,  # The nodes whose average is the output
               x,     # Words times their matrix, [time, batch, 2H]
               h,     # Memory, [batch, H]
-              ws,    # Matrices of the nodes, N times [H, 2H]: those of the proposal, then the gate's
+              ws,    # Matrices of the nodes, N times [H, 2H]: of the proposal, then of the gate
               mask=None,   # Dropout of `h` and the nodes' inputs, [batch, H], the same at all times
               norms=None,  # Batch norms of the nodes' products
               norm=None,   # Batch norm of the output
