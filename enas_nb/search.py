@@ -147,7 +147,7 @@ def train_theta(self:SearchCallback):
     net, space, stats = self.model.net, self.model.controller.space, []
     with evaluates(net):
         for i in self._bar(range(self.preset.controller.steps)):
-            batch = random_batch(self.reward_dl, size, rng(self.seed, 'reward', self.trained, i))
+            batch = random_batch(self.reward_dl, size, self.generator('reward', i)) # made on the device
             score = lambda codes: score_batch(net, space.archs(codes), batch, self.reward, self._autocast())
             stats.append(self.reinforce.step(score, self.generator('theta', i)))
     if stats: self.stats = {k: torch.stack([o[k] for o in stats]).mean().item() for k in stats[0]}

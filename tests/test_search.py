@@ -18,16 +18,19 @@ from fastai.vision.data import ImageDataLoaders
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from enas_nb.data import digits_dls
+from enas_nb.layers import FactorizedReduction
 from enas_nb.macro import MacroNet, SharedMacroNet
 from enas_nb.presets import paper, released
 from enas_nb.reinforce import Reinforce
 from enas_nb.retrain import arch_learner
-from enas_nb.search import Derived, pick_preset, score_batch, search_learner
+from enas_nb.search import Derived, SearchCallback, pick_preset, score_batch, search_learner
 from enas_nb.space import Arch
 from enas_nb.macro import MacroSpace
+from enas_nb.micro import MicroSpace
 
 SPACE = MacroSpace(3)
 
@@ -540,3 +543,73 @@ def test_no_tensor_forgets_the_device(bn_eval, training):
         for net in nets: assert net.train(training)(x).device.type=='cuda'
         hits = lambda p, y: (p.argmax(1)==y).float().mean() # fastai's `accuracy` makes tensors of its own class, which fake ones cannot be
         assert score_batch(shared, [arch], (x, torch.zeros(4, dtype=torch.long, device='cuda')), hits).device.type=='cuda'
+
+# --- a step costs its path, what children share is computed once ---------------------------------------------------------
+
+def relatives(space, n):
+    "Architectures that begin alike: the first, then ones that leave it at some decision; two are equal."
+    first, *others = space.archs(space.random(n, seed=0))
+    cut = lambda i: len(first.code)*i//n
+    return [Arch(space, [*first.code[:cut(i)], *o.code[cut(i):]]) for i,o in enumerate(others, 1)] + [first, first]
+
+@pytest.mark.parametrize('bn_eval', ['batch','running'])
+@pytest.mark.parametrize('space', [MacroSpace(6), MicroSpace(2)], ids=['macro','micro'])
+def test_scores_of_relatives_are_those_of_each_alone(space, bn_eval):
+    torch.manual_seed(0)
+    net, archs, runs = space.shared_net(1, 10, width=4, bn_eval=bn_eval), relatives(space, 12), []
+    x, y = torch.rand(16,1,9,9), torch.arange(16)%10
+    logits = lambda out, y: out.double().log_softmax(1).mul(torch.arange(1,11)).sum() # one that tells any two outputs apart
+    net.stem.register_forward_hook(lambda *_: runs.append('stem'))
+    net.head.register_forward_hook(lambda *_: runs.append('head'))
+    alone = torch.cat([score_batch(net, [o], (x, y), logits) for o in archs])
+    runs.clear()
+    random.Random(0).shuffle(order := list(range(len(archs))))
+    together = score_batch(net, [archs[i] for i in order], (x, y), logits)
+    assert torch.equal(together, alone[order]) and len(alone.unique())>6
+    assert Counter(runs)==dict(stem=1, head=len(set(archs))) and net.trail is None
+
+def test_other_images_or_none_to_remember_begin_anew():
+    net = SharedMacroNet(SPACE, 1, 10, width=4).eval()
+    net.arch = SPACE.parse('0 0 1 0 1 1')
+    x, y = torch.rand(2, 4,1,8,8)
+    with torch.no_grad():
+        want = net(x), net(y)
+        with net.remember(): got = net(x), net(y)
+        with pytest.raises(ZeroDivisionError), net.remember(): net(x); 1/0
+    assert net.trail is None and all(map(torch.equal, want, got))
+
+def test_a_step_does_not_walk_through_the_modules(make, monkeypatch):
+    seen, walk = [], nn.Module.named_modules
+    def counted(self, *args, **kw):
+        for o in walk(self, *args, **kw): seen.append(o); yield o
+    class Count(Callback):
+        order = SearchCallback.order-1 # before θ's turn
+        def before_train(self): seen.clear()
+        def after_train(self): self.walked = len(seen)
+    learn = make(cbs=Count(), search=dict(clip=5.))
+    monkeypatch.setattr(nn.Module, 'named_modules', counted)
+    monkeypatch.setattr(nn.Module, 'zero_grad', lambda *_, **__: 1/0)
+    with learn.no_bar(): learn.fit(1)
+    assert learn.count.walked <= 4*10 # batches; fastai asks for the first parameter's device, three modules deep
+
+def test_theta_switches_modes_once_for_all_its_steps(make, monkeypatch):
+    calls, learn = [], make(controller=dict(steps=5))
+    class Watch(Callback):
+        order = SearchCallback.order-1
+        def after_train(self): monkeypatch.setattr(learn.model.net, 'train', lambda mode=True: (calls.append(mode), type(learn.model.net).train(learn.model.net, mode))[1])
+    class After(Callback):
+        order = 90
+        def after_train(self): self.learn.modes = [m.training for m in learn.model.net.modules()]; monkeypatch.undo()
+    with learn.no_bar(): learn.fit(1, cbs=[Watch(), After()])
+    assert calls==[False, True] and all(learn.modes)
+
+@pytest.mark.parametrize('ni,nf', [(1,2), (3,5), (12,12), (16,33)])
+def test_factorized_reduction_is_two_1x1_convolutions(ni, nf):
+    torch.manual_seed(0)
+    m = FactorizedReduction(ni, nf).eval()
+    for h,w in ((8,8), (7,8), (8,5), (1,1), (9,9)):
+        x = torch.randn(4, ni, h, w)
+        shifted = F.pad(x, (0,1,0,1))[:,:,1::2,1::2]
+        a, b = F.conv2d(x[:,:,::2,::2].contiguous(), m.even.weight), F.conv2d(shifted.contiguous(), m.odd.weight)
+        want = m.bn(torch.cat([a, b[:,:,:a.shape[2],:a.shape[3]]], 1))
+        assert (m(x)-want).abs().max() <= 4e-7*want.abs().max()
