@@ -29,6 +29,7 @@ from fasttransform import Transform
 from fastai.data.core import Datasets
 from fastai.data.external import URLs,fastai_path,untar_data
 from fastai.data.transforms import Categorize,Normalize,get_c
+from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.torch_core import TensorCategory,TensorImage,TensorImageBW,default_device
 
@@ -552,6 +553,9 @@ class Task:
         "The validation set in two halves by `split_valid`; the Learner of a search gets the second"
         reward,select = split_valid(self.dls, seed, same)
         return reward,with_valid(self.dls, select)
+    def loss(self):
+        "What trains by default: the loss that the data bring, or cross entropy"
+        return getattr(self.dls.train_ds, 'loss_func', None) or CrossEntropyLossFlat()
 
 # %% ../nbs/05_data.ipynb #00000042
 class ImageTask(Task):

@@ -280,8 +280,9 @@ def _lstm(recipe, dls, n_params, epochs, seed, cbs=()):
     final, dls = recipe.preset.final, _fresh(recipe, dls, seed, 0)
     drops = {o: getattr(final, o) for o in ('embed_p', 'input_p', 'hidden_p', 'weight_p', 'output_p')}
     part  = final if epochs==final.epochs else final.for_epochs(epochs)
-    learn = Learner(dls, lstm_lm(n_params, len(dls.vocab), **drops), metrics=recipe.task(dls).metric(),
-                    cbs=preset_cbs(part), **learner_args(part, dls, None))
+    task  = recipe.task(dls)
+    learn = Learner(dls, lstm_lm(n_params, len(dls.vocab), **drops), metrics=task.metric(), cbs=preset_cbs(part),
+                    **learner_args(part, task))
     return dict(epochs=epochs) | _train(recipe, learn, part, cbs)
 
 def _lstm_cost(n_params, n_vocab):

@@ -49,6 +49,6 @@ def arch_learner(
     if cutout: dls = add_cutout(dls, cutout)
     if metrics is None: metrics = task.metric()
     learn = Learner(dls, net.to(memory_format=torch.channels_last), metrics=metrics,
-                    cbs=[DataEpoch(), StepRatio(), *preset_cbs(part), *L(cbs)], **learner_args(part, dls, loss_func) | learner)
+                    cbs=[DataEpoch(), StepRatio(), *preset_cbs(part), *L(cbs)], **learner_args(part, task, loss_func) | learner)
     learn.part = part
     return learn

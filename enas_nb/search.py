@@ -17,7 +17,6 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from fastai.callback.core import Callback
 from fastai.learner import Learner, ValueMetric, trainable_params
-from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastprogress.fastprogress import progress_bar
 from torch import nn
@@ -230,11 +229,10 @@ def build_net(make, # `space.shared_net` or `space.final_net`
         raise TypeError(f'neither the Learner nor the network has the argument {str(e).split()[-1]}') from None
 
 def learner_args(part, # The search or final part of a preset
-                 dls, # The data
-                 loss_func): # The caller's, if there is one
+                 task, # Of the data
+                 loss_func=None): # The caller's, if there is one
     "What a preset says to a `Learner`."
-    loss_func = loss_func or getattr(dls.train_ds, 'loss_func', None) or CrossEntropyLossFlat()
-    return dict(loss_func=loss_func, opt_func=optimizer(part), lr=part.peak_lr, wd=l2_decay(part.l2))
+    return dict(loss_func=loss_func or task.loss(), opt_func=optimizer(part), lr=part.peak_lr, wd=l2_decay(part.l2))
 
 # %% ../nbs/12_search.ipynb #3608cb62
 def search_learner(
@@ -266,7 +264,7 @@ def search_learner(
     values += [ValueMetric(partial(getattr, o, 'skipped'), 'skipped') for o in parts if isinstance(o, FiniteClip)]
     if metrics is None: metrics = task.search_metric()
     learn = Learner(dls, model, metrics=[*L(metrics), *values], cbs=[search, ChildCallback(), RepeatCallback(), *parts, *L(cbs)],
-                    **dict(splitter=omega) | learner_args(part, dls, loss_func) | learner)
+                    **dict(splitter=omega) | learner_args(part, task, loss_func) | learner)
     learn.part = part
     return learn
 

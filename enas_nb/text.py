@@ -34,6 +34,7 @@ from .space import write_file
 from .memory import rng
 from .reinforce import ppl_reward
 from .data import ImageTask,Measure,Task
+from .fused import WordLoss
 
 # %% ../nbs/06_text.ipynb #00000003
 _END  = re.compile(r"(?<!\b\w)(?<!\b(?:mr|ms|dr|st|vs|al|eq|cf))(?<!\b(?:mrs|etc|fig|ref|sec))"
@@ -469,6 +470,7 @@ class TextTask(Task):
         "Number of words; None if `x` holds no text"
         return (len(getattr(dls, 'vocab', ())) or None
                 if x.ndim==2 and not x.is_floating_point() else None)
+    def loss(self): "Cross entropy that leaves its gradient in the scores"; return WordLoss()
     def reward(self, part): # search part of a preset
         "`part.reward_c`/perplexity"
         return partial(ppl_reward, c=part.reward_c)

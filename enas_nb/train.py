@@ -6,7 +6,7 @@ Docs: https://enas-nb.github.io/enas_nb/train.html.md"""
 
 # %% auto #0
 __all__ = ['clock', 'nesterov', 'l2_decay', 'with_grad', 'OwnEvents', 'PathClip', 'AuxLoss', 'restarts_lr', 'EpochLR', 'decay_lr',
-           'optimizer', 'SumOverTime', 'FiniteClip', 'NTASGD', 'preset_cbs']
+           'optimizer', 'SumOverTime', 'FiniteClip', 'NTASGD', 'ScoresStay', 'preset_cbs']
 
 # %% ../nbs/11_train.ipynb #ad25d5ab
 import math, time
@@ -19,9 +19,11 @@ from fastai.callback.core import Callback
 from fastai.callback.rnn import RNNRegularizer, rnn_cbs
 from fastai.callback.training import GradientClip
 from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import OptimWrapper
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from .fused import WordLoss
 from .presets import Training
 
 # %% ../nbs/11_train.ipynb #0000000a
@@ -67,10 +69,10 @@ class AuxLoss(OwnEvents):
         weight=.4): # Of the auxiliary loss
         self.weight = weight
     def after_pred(self):
-        self.aux = None
-        if self.training and isinstance(self.pred, tuple): self.learn.pred, self.aux = self.pred
+        self.second = None
+        if self.training and isinstance(self.pred, tuple): self.learn.pred, self.second = self.pred
     def after_loss(self):
-        if self.aux is not None: self.learn.loss_grad = self.loss_grad + self.weight*self.loss_func(self.aux, *self.yb)
+        if self.second is not None: self.learn.loss_grad = self.loss_grad + self.weight*self.loss_func(self.second, *self.yb)
 
 # %% ../nbs/11_train.ipynb #00000016
 def restarts_lr(epoch, # Counted from 0
@@ -256,8 +258,13 @@ def fit_preset(self:Learner,
 def _image_cbs(part):
     return [AuxLoss(part.aux_weight or 0.), *([] if part.clip is None else [PathClip(part.clip)])]
 
+class ScoresStay(OwnEvents):
+    "Where metrics of training batches are wanted, the loss must leave the scores as they are."
+    def before_fit(self):
+        if self.recorder.train_metrics and isinstance(self.loss_func, WordLoss): self.learn.loss_func = CrossEntropyLossFlat()
+
 def _text_cbs(part):
-    return [*rnn_cbs(part.alpha, part.beta), *[SumOverTime()]*part.time_sum, FiniteClip(part.clip),
+    return [ScoresStay(), *rnn_cbs(part.alpha, part.beta), *[SumOverTime()]*part.time_sum, FiniteClip(part.clip),
             *([] if part.asgd is None else [NTASGD(part.asgd)])]
 
 def preset_cbs(part): # The search or final part of a preset

@@ -5,6 +5,7 @@ from functools import partial
 from types import SimpleNamespace
 import pandas as pd, pytest, torch
 import fastai.callback.schedule
+from fastai.losses import CrossEntropyLossFlat
 from fastai.data.core import Datasets
 from fastai.data.external import untar_data
 from fastai.learner import Learner
@@ -484,3 +485,21 @@ def test_the_median_of_perplexities():
         metric.accumulate(SimpleNamespace(loss=torch.tensor([ppl]).log()))
         if i==3: assert metric.value.item()==pytest.approx(110)   # of 100, 110, inf, inf the lower middle one
     assert metric.value.item()==pytest.approx(120)                # of 100, 110, 120, inf, inf
+
+def test_metrics_of_training_batches_see_the_scores():
+    "The words' loss leaves its gradient in the scores; where somebody looks at them afterwards, it must not."
+    from fastai.learner import Recorder
+    from fastai.metrics import accuracy
+    from enas_nb.recurrent import RecurrentSpace
+    from enas_nb.retrain import arch_learner
+    vocab = ['<eos>', '<unk>', *(f'w{i}' for i in range(18))]
+    words = lambda n, g: [vocab[i] for i in torch.randint(20, (n,), generator=torch.Generator().manual_seed(g)).tolist()]
+    dls, space = lm_dls(words(900, 0), words(300, 1), words(300, 2), vocab, bs=4, seq_len=10, device='cpu'), RecurrentSpace(2)
+    def rows(train_metrics, **kwargs):
+        torch.manual_seed(0)
+        learn = arch_learner(dls, space.archs(space.random(1))[0], width=8, metrics=accuracy, **kwargs)
+        learn.recorder.train_metrics = train_metrics
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, .1)
+        return dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[0]))
+    ours, plain = rows(True), rows(True, loss_func=CrossEntropyLossFlat())
+    assert ours['train_accuracy']==plain['train_accuracy'] and ours['valid_loss']==plain['valid_loss']==rows(False)['valid_loss']
