@@ -118,7 +118,7 @@ def load_learn_state(learn, # A Learner like the one whose state it is
     learn.model.to(learn.dls.device).load_state_dict(state['model'])
     if not learn.opt: learn.create_opt()
     learn.opt.load_state_dict(state['opt'])
-    for k,p in learn.model.named_parameters(): p.grad = state['grads'][k].to(p.device) if k in state['grads'] else None
+    for k,p in learn.model.named_parameters(): p.grad = state['grads'][k].to(p.device, copy=True) if k in state['grads'] else None
     for o in learn.cbs:
         if o.name in state['cbs']: _put(o, state['cbs'][o.name])
     if getattr(learn, 'scaler', None) and state['scaler']: learn.scaler.load_state_dict(state['scaler'])
