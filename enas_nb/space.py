@@ -142,7 +142,7 @@ def _register(cls):
     cls.known = {o: o for o in cls.ops} # rows by name
 
 def _checked(space, steps):
-    "`steps`; refuses decisions that no policy could walk through, or that do not fill the encoding."
+    "`steps`; refuses those that no policy could walk through, or that do not fill the encoding."
     who, memory, last = type(space).__name__, 0, None
     odd = [o for o in steps if not isinstance(o, Step)]
     if odd or not steps:
