@@ -45,7 +45,8 @@ def _light(make):
 
 def shared_cost(recipe, # A `Recipe`
                 archs,  # `Arch`s of its space
-                n_in, n_out, # Channels and classes, or words twice
+                n_in,   # Channels of the images, or words
+                n_out,  # Classes, or words
                 shape): # Of one image; `()` for a word
     "Multiply-adds of an image or a word in the shared network, the mean over `archs`."
     net, costs = _light(lambda: recipe.search_net(n_in, n_out)), []
@@ -54,7 +55,8 @@ def shared_cost(recipe, # A `Recipe`
 
 def final_cost(recipe, # A `Recipe`
                arch,   # The architecture
-               n_in, n_out, # Channels and classes, or words twice
+               n_in,   # Channels of the images, or words
+               n_out,  # Classes, or words
                shape): # Of one image; `()` for a word
     "Multiply-adds of an image or a word in the final network of `arch`."
     sizes = recipe.space.sizes(recipe.preset.final) | recipe.final_sizes()

@@ -191,7 +191,9 @@ recipes |= {o.name: o for o in [
 class Stopwatch(Callback):
     "Seconds of a fit, those before a checkpoint included; what is left of it goes to the log."
     order, spent = Checkpoint.order-1, 0.
-    def __init__(self, log=None): self.log, self.times = log, []
+    def __init__(self,
+        log=None, # Gets a line after each epoch; none by default
+    ): self.log, self.times = log, []
     def before_epoch(self): self.start, self.began = clock(self.dls.device), time.time()
     def after_epoch(self):
         self.spent += clock(self.dls.device)-self.start

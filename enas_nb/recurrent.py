@@ -28,9 +28,9 @@ class RecurrentSpace(SearchSpace):
     "A cell of `n_nodes` nodes, each with a function and one earlier node (paper, 2.1)."
     name: ClassVar[str] = 'recurrent'
     n_nodes: int = 12 # The authors' `rhn_depth`
-    ops: tuple = (Op('tanh', torch.tanh, color='#0072b2'), Op('relu', torch.relu, color='#d55e00'),
-                  Op('identity', noop, color='#5b6472'),
-                  Op('sigmoid', torch.sigmoid, color='#009e73')) # Any of these by name, or your own
+    ops: tuple = (Op('tanh', torch.tanh, color='#0072b2'), # Any of these by name, or your own
+                  Op('relu', torch.relu, color='#d55e00'), Op('identity', noop, color='#5b6472'),
+                  Op('sigmoid', torch.sigmoid, color='#009e73'))
     tanh_first: bool = False # Does a fixed tanh node 0 come before the `n_nodes` nodes (`enas_lm`)?
     presets = dict(released=released['recurrent'], paper=paper['recurrent'],
                    enas_lm=enas_lm['recurrent'])
