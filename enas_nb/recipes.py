@@ -156,7 +156,7 @@ _text = dict(n_derive=10, n_look=12, lstm=True)
 
 recipes = {o.name: o for o in [
     _recipe('digits-macro', 'digits_dls', dict(bs=64), MacroSpace(6),
-        _small_macro('digits-macro', 15, dict(width=12, T_0=16), dict(width=8, T_0=20, dropout=.3, bs=64))),
+        _small_macro('digits-macro', 15, dict(width=12, T_0=12), dict(width=8, T_0=14, dropout=.3, bs=64)), **_three),
     _recipe('digits-micro', 'digits_dls', dict(bs=64), MicroSpace(4, **_unbiased),
         _small_micro('digits-micro', 15, 12, dict(width=8, n_layers=3, T_0=24), dict(width=8, n_layers=3, T_0=12, bs=64)),
         **_three),
