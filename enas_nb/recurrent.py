@@ -133,7 +133,8 @@ class _LM(nn.Module):
                weight_p=weight_p, output_p=output_p)
         self.width, self.n_emb, self.layout, self.init = width, n_emb or width, layout, init
         self.embed_p, self.hidden_p, self.weight_p = embed_p, hidden_p, weight_p
-        self.encoder = nn.Embedding(n_vocab, self.n_emb)
+        words = torch.empty(n_vocab, self.n_emb) # to be counted only? Then torch need not fill it
+        self.encoder = nn.Embedding(n_vocab, self.n_emb, _weight=words if words.is_meta else None)
         self.proj = None if self.n_emb==width else nn.Linear(width, self.n_emb, bias=False)
         self.input_dp, self.output_dp = _dropout(input_p), _dropout(output_p)
         self.hidden, self.norms, self.norm = None, None, None
