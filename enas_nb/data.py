@@ -545,7 +545,7 @@ def _n_repeated(parts):
 
 # %% ../nbs/05_data.ipynb #5d0a4b15
 def folder_dls(
-    path,         # folder of CLASS/IMAGE, or of train/CLASS/IMAGE; `ValueError` says what is amiss
+    path,         # folder of CLASS/IMAGE, or of train/CLASS/IMAGE etc.; `ValueError` for others
     bs=64,        # batch size
     seed=0,       # of the split, the order and the augmentation
     size=None,    # side in pixels, 4 to 256; default: their own or at most 32, see `Found.size`

@@ -74,7 +74,9 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class MacroSpace(SearchSpace):
-    "Networks of `n_layers` layers: each has an op, and skips from earlier outputs (paper, 2.3)."
+    """Networks of `n_layers` layers, each with an op and skips (paper, 2.3).
+
+    A skip comes from any of the outputs before the layer's own input."""
     name: ClassVar[str] = 'macro'
     n_layers: int = 12     # The authors' `num_layers`
     ops: tuple = macro_ops # Any of these by name, or your own rows; an op's integer is its place
@@ -179,7 +181,7 @@ class _MacroBase(PathNet):
 
 # %% ../nbs/08_macro.ipynb #00000013
 class SharedMacroNet(_MacroBase):
-    "The shared weights ω of a macro space; `forward` runs the path `arch` only (`general_child`)."
+    "The shared weights ω of a macro space; only the path `arch` runs (`general_child.py`)."
     def __init__(self,
         space:MacroSpace, # The space, with its number of layers and its ops
         n_in=3,    # Channels of the image

@@ -136,7 +136,7 @@ class BatchRandom(Transform):
     split_idx,order,generator = 0,100,None
 
 class MemoryDL(TfmdDL):
-    "A loader that cuts batches out of a `MemoryDataset`, in an order by `seed` and `epoch` alone"
+    "A fastai loader of batches of a `MemoryDataset`; `seed` and `epoch` alone give their order"
     def __init__(self,
         dataset,       # `MemoryDataset`; `TypeError` for another
         bs=64,         # items a batch

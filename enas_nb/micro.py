@@ -262,7 +262,7 @@ class _MicroBase(PathNet):
 
 # %% ../nbs/09_micro.ipynb #0000001e
 class SharedMicroNet(_MicroBase):
-    "The shared weights ω of a micro space; `forward` runs the path `arch` only (`micro_child.py`)."
+    "The shared weights ω of a micro space; only the path `arch` runs (`micro_child.py`)."
     def __init__(self,
         space:MicroSpace, # The space, with its number of nodes and its ops
         n_in=3,    # Channels of the image

@@ -33,12 +33,12 @@ def arch_learner(
     dls, # Any fastai image or language-model `DataLoaders`
     arch:Arch, # The architecture
     preset=None, # A `Preset`, or the name of one of the space's; its default by default
-    cutout=None, # Side of CutOut's square in training images, 0 for none; the preset's by default
+    cutout=None, # CutOut's square in training, its side in pixels, 0: none; by default the preset's
     metrics=None, # Of the validation row; the task's by default: accuracy, or `Perplexity()`
     loss_func=None, # That of `dls`, or cross entropy
     n_out=None, # Classes, or words; those of `dls` by default
     cbs=None, # More callbacks
-    **kwargs, # Of the final network (`width`, `dropout`, `skip`, ...) and of `Learner`
+    **kwargs, # Of its network (`width`, `n_layers`, `dropout`, `skip`, `sep`, ...) and of `Learner`
 )->Learner:
     "A fastai `Learner` that trains one architecture's final network from scratch (paper, 3.2)."
     if not isinstance(arch, Arch):

@@ -69,7 +69,7 @@ class PathClip(OwnEvents, GradientClip):
 
 # %% ../nbs/11_train.ipynb #00000013
 class AuxLoss(OwnEvents):
-    "Adds `weight` times the auxiliary logits' loss to the gradient (`micro_child.py`: `aux_loss`)."
+    "Adds `weight` times the auxiliary loss to the gradient (`micro_child.py`: `loss+.4*aux_loss`)."
     def __init__(self,
         weight=.4): # Of the auxiliary loss
         self.weight = weight
@@ -210,7 +210,9 @@ class FiniteClip(OwnEvents):
 
 # %% ../nbs/11_train.ipynb #00000031
 class NTASGD(Callback):
-    "Averages the weights once validation stops improving (Merity et al. 2018; `enas_lm/fixed.py`)."
+    """Averages the weights of all steps once validation stops improving.
+
+    See Merity et al. 2018, and `enas_lm/fixed.py`."""
     def __init__(self,
         n=10): # Epochs without a better validation loss before averaging starts
         if n<1: raise ValueError(f'n is {n}, allowed is 1 or more')
