@@ -12,19 +12,21 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 # %% ../nbs/appendix/cost.ipynb #6c96e92e
-usual = dict( # by task, where nothing is said: training data, channels or words, classes or words, shape of one of them
+# by task, where nothing is said: training data, channels or words, classes or words, shape of one
+usual = dict(
     images = dict(n_train=45_000,  n_in=3,      n_out=10,     shape=(3,32,32)), # CIFAR-10
     text   = dict(n_train=929_589, n_in=10_000, n_out=10_000, shape=()))        # Penn Treebank
 
 def count_params(arch, # The architecture
-                 n_in=None,  # Channels of the images, or words; by default 3, or 10,000 for a recurrent cell
+                 n_in=None,  # Channels, or words; by default 3, or 10,000 for a recurrent cell
                  n_out=None, # Classes, or words; by default 10, or 10,000
                  **sizes): # Of its final network
-    "Parameters of the final network of `arch`, and of its auxiliary head; the module is built without memory."
+    "Parameters of the final network of `arch`, and of its auxiliary head; built without memory."
     default = usual[arch.space.task]
     n_in, n_out = n_in or default['n_in'], n_out or default['n_out']
     with torch.device('meta'): net = arch.space.final_net(arch, n_in, n_out, **sizes)
-    n, aux = (sum(p.numel() for p in m.parameters()) if m else 0 for m in (net, getattr(net, 'aux', None)))
+    n, aux = (sum(p.numel() for p in m.parameters()) if m else 0
+              for m in (net, getattr(net, 'aux', None)))
     return n-aux, aux
 
 # %% ../nbs/appendix/cost.ipynb #41223ab8
@@ -45,7 +47,7 @@ def _light(make):
 
 def shared_cost(recipe, # A `Recipe`
                 archs,  # `Arch`s of its space
-                n_in,   # Channels of the images, or words
+                n_in,   # Channels, or words
                 n_out,  # Classes, or words
                 shape): # Of one image; `()` for a word
     "Multiply-adds of an image or a word in the shared network, the mean over `archs`."
@@ -55,36 +57,40 @@ def shared_cost(recipe, # A `Recipe`
 
 def final_cost(recipe, # A `Recipe`
                arch,   # The architecture
-               n_in,   # Channels of the images, or words
+               n_in,   # Channels, or words
                n_out,  # Classes, or words
                shape): # Of one image; `()` for a word
     "Multiply-adds of an image or a word in the final network of `arch`."
     sizes = recipe.space.sizes(recipe.preset.final) | recipe.final_sizes()
     return multiply_adds(_light(lambda: recipe.space.final_net(arch, n_in, n_out, **sizes)), shape)
 
+# %% ../nbs/appendix/cost.ipynb #5d0a4b31
 def spent(recipe,  # A `Recipe`
           shared,  # Multiply-adds of an item in the shared network
           alone,   # and in the final one
           n_train, # Training images, or words
           n_valid): # Validation images, which a preset may train on in the end
-    "Multiply-adds of ω's and θ's steps and of one retraining; a training step counts as three passes."
+    "Multiply-adds of ω's and θ's steps and of one retraining; a training step is three passes."
     search, final, theta = recipe.preset.search, recipe.preset.final, recipe.preset.controller
     rewards = max(0, search.n_epochs-theta.warmup)*theta.steps*theta.n_archs*search.bs*search.row
     return dict(omega=3*search.n_epochs*n_train*shared, theta=rewards*shared,
                 retrain=3*final.n_epochs*(n_train+n_valid*final.all_train)*alone)
 
 def estimate(recipe,        # A `Recipe`
-             n_train=None,  # Training images, or words; by default 45,000, or the 929,589 of Penn Treebank
+             n_train=None,  # Training images, or words; by default 45,000, or 929,589 words
              n_valid=5_000, # Validation images, which a preset may train on in the end
              shape=None,    # Of one image; 3x32x32 by default
              n_out=None,    # Classes, or words; by default 10, or 10,000
              n=5,           # Random architectures over which is averaged
              rate=1e12):    # Operations a second that are sustained; a multiply-add is two
-    "Multiply-adds of a search (`omega`, `theta`) and a retraining; `hours` for both with random search at equal cost."
+    """Multiply-adds of a search (`omega`, `theta`) and a retraining.
+
+    `hours` are for both, with random search at equal cost."""
     default = usual[recipe.preset.search.task]
     n_train, n_out = n_train or default['n_train'], n_out or default['n_out']
     shape = default['shape'] if shape is None else shape
-    archs, like = recipe.space.archs(recipe.space.random(n, seed=0)), (shape[0] if shape else n_out, n_out, shape)
+    archs, like = (recipe.space.archs(recipe.space.random(n, seed=0)),
+                   (shape[0] if shape else n_out, n_out, shape))
     alone = sum(final_cost(recipe, arch, *like) for arch in archs)/n
     cost = spent(recipe, shared_cost(recipe, archs, *like), alone, n_train, n_valid)
     return cost | dict(hours=2*2*sum(cost.values())/rate/3600)

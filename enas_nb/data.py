@@ -34,20 +34,27 @@ from fastai.metrics import accuracy
 from fastai.torch_core import TensorCategory,TensorImage,TensorImageBW,default_device
 
 from .space import write_file
-from .memory import BatchRandom,MemoryDL,MemoryDataLoaders,MemoryDataset,cache_valid,keep_random,rng
+from .memory import (BatchRandom,MemoryDL,MemoryDataLoaders,MemoryDataset,cache_valid,
+                            keep_random,rng)
 
 # %% ../nbs/05_data.ipynb #0000000a
 class ImageNormalize(Normalize):
     "uint8 images as floats in [0, 1], normalised: one step that keeps them channels_last"
     def encodes(self, x:TensorImage):
-        as_image = lambda o: o.expand(1, *x.shape[1:]).contiguous(memory_format=torch.channels_last)   # 7x faster so
-        return x.as_subclass(Tensor).float().div_(255).sub_(as_image(self.mean)).div_(as_image(self.std))
-    def decodes(self, x:TensorImage): return (x*self.std.to(x.device)+self.mean.to(x.device)).clamp(0, 1)
+        # channels_last makes this 7 times faster
+        as_image = lambda o: o.expand(1, *x.shape[1:]).contiguous(
+            memory_format=torch.channels_last)
+        return (x.as_subclass(Tensor).float().div_(255)
+                .sub_(as_image(self.mean)).div_(as_image(self.std)))
+    def decodes(self, x:TensorImage):
+        return (x*self.std.to(x.device)+self.mean.to(x.device)).clamp(0, 1)
 
 def _stats(x):
     "Mean and standard deviation of each channel of uint8 images [n, C, H, W] as numbers in [0, 1]"
-    counts = torch.stack([torch.bincount(o.flatten(), minlength=256) for o in x.unbind(1)]).double()   # [C, 256]
-    share,value = counts/counts.sum(1, keepdim=True),torch.arange(256, dtype=torch.double, device=x.device)/255
+    counts = torch.stack([torch.bincount(o.flatten(), minlength=256)   # [C, 256]
+                          for o in x.unbind(1)]).double()
+    share,value = (counts/counts.sum(1, keepdim=True),
+                   torch.arange(256, dtype=torch.double, device=x.device)/255)
     mean = share@value
     return mean.float(),(share@value**2-mean**2).clamp(min=1/255**2).sqrt().float()
 
@@ -55,18 +62,21 @@ def _check_images(name, x, y, vocab):
     "Refuse what are not uint8 images [n, C, H, W] with int64 labels [n] of `vocab`"
     n = len(vocab)
     if x.dtype!=torch.uint8 or x.ndim!=4:
-        raise ValueError(f'{name} images are {x.dtype} {tuple(x.shape)}; uint8 [n, C, H, W] is needed')
+        raise ValueError(f'{name} images are {x.dtype} {tuple(x.shape)}; '
+                         'uint8 [n, C, H, W] is needed')
     if y.dtype!=torch.int64 or y.shape!=x.shape[:1]:
-        raise ValueError(f'{name} labels are {y.dtype} {tuple(y.shape)}; int64 [{len(x)}] is needed')
+        raise ValueError(f'{name} labels are {y.dtype} {tuple(y.shape)}; '
+                         f'int64 [{len(x)}] is needed')
     if len(y)==0: raise ValueError(f'there are no {name} images')
     if y.min()<0 or y.max()>=n:
         raise ValueError(f'{name} labels lie in {y.min()}..{y.max()}; {n} classes allow 0..{n-1}')
 
 # %% ../nbs/05_data.ipynb #5d0a4b11
 def _picture(img, mode, size=None):
-    "A PIL image as the library sees it: upright, on white, of `mode` 'L' or 'RGB', cut to `size` (height, width)"
+    "A PIL image upright, on white, of `mode` 'L' or 'RGB', cut to `size` (height, width)"
     img = ImageOps.exif_transpose(img)
-    if img.mode=='F': raise ValueError('its pixels are decimal numbers; 8 or 16 bits each are allowed')
+    if img.mode=='F':
+        raise ValueError('its pixels are decimal numbers; 8 or 16 bits each are allowed')
     if img.mode[0]=='I': img = Image.fromarray((np.asarray(img)>>8).clip(0, 255).astype(np.uint8))
     if img.getbands()[-1] in 'Aa' or 'transparency' in img.info:
         img = img.convert('RGBA')
@@ -81,7 +91,7 @@ def _read_image(f, mode, size=None):
         return _picture(img, mode, size)
 
 class _ToImage(Transform):
-    "A file, a PIL image, an array [H, W, C] or a tensor [C, H, W] as uint8 `TensorImage` of `shape`"
+    "A file, a PIL image, an array [H, W, C] or a tensor [C, H, W] as uint8 image of `shape`"
     def __init__(self, shape): store_attr()
     def encodes(self, o):
         c,h,w = self.shape
@@ -89,15 +99,16 @@ class _ToImage(Transform):
         if isinstance(o, (str,Path,bytes)): o = _read_image(o, mode, (h,w))
         elif isinstance(o, Image.Image): o = _picture(o, mode, (h,w))
         if isinstance(o, Image.Image): o = np.array(o)
-        if isinstance(o, np.ndarray): o = torch.from_numpy(o.reshape(*o.shape[:2], -1).copy()).permute(2,0,1)
+        if isinstance(o, np.ndarray):
+            o = torch.from_numpy(o.reshape(*o.shape[:2], -1).copy()).permute(2,0,1)
         if o.dtype!=torch.uint8 or tuple(o.shape)!=(c,h,w):
-            raise ValueError(f'an image of {o.dtype} {tuple(o.shape)} where uint8 {(c,h,w)} is needed; '
-                             'resize or convert it first')
+            raise ValueError(f'an image of {o.dtype} {tuple(o.shape)} where uint8 {(c,h,w)} '
+                             'is needed; resize or convert it first')
         return o.as_subclass(TensorImageBW if c==1 else TensorImage)
 
 # %% ../nbs/05_data.ipynb #0000000c
 def images_dls(
-    train,           # pair of uint8 images [n, C, H, W] and int64 labels [n]; `ValueError` for others
+    train,           # uint8 images [n, C, H, W] and int64 labels [n]; `ValueError` for others
     valid,           # the same, for validation
     vocab,           # names of the classes, in the order of the labels
     bs=64,           # training and validation batch size
@@ -113,11 +124,15 @@ def images_dls(
     shape,classes = tuple(train[0].shape[1:]),Categorize(vocab, sort=False)
     classes.c = len(vocab)
     types  = (TensorImageBW if shape[0]==1 else TensorImage, TensorCategory)
-    source = Datasets([], [[_ToImage(shape)], [classes]], do_setup=False)   # empty: knows what the tensors mean
-    norm,dl = ImageNormalize.from_stats(*_stats(train[0]), cuda=False),partial(MemoryDL, bs=bs, seed=seed)
+    # empty: it knows what the tensors mean
+    source = Datasets([], [[_ToImage(shape)], [classes]], do_setup=False)
+    norm,dl = (ImageNormalize.from_stats(*_stats(train[0]), cuda=False),
+               partial(MemoryDL, bs=bs, seed=seed))
     res = MemoryDataLoaders(
-        dl(MemoryDataset(train, types, source, 0), shuffle=True, drop_last=drop_last, after_batch=[norm, *L(augment)]),
-        dl(MemoryDataset(valid, types, source, 1), after_batch=norm), path=path, device=ifnone(device, default_device()))
+        dl(MemoryDataset(train, types, source, 0), shuffle=True, drop_last=drop_last,
+           after_batch=[norm, *L(augment)]),
+        dl(MemoryDataset(valid, types, source, 1), after_batch=norm),
+        path=path, device=ifnone(device, default_device()))
     res.test_source = test
     return res
 
@@ -127,7 +142,8 @@ def open_test(
     "The test data of `dls`, normalised as its training data, without augmentation"
     source = getattr(dls, 'test_source', None)
     if source is None:
-        raise ValueError('these DataLoaders have no test split; make a loader of your own test items with `dls.test_dl`')
+        raise ValueError('these DataLoaders have no test split; '
+                         'make a loader of your own test items with `dls.test_dl`')
     return dls.test_dl(source() if callable(source) else source)
 
 # %% ../nbs/05_data.ipynb #0000000e
@@ -136,7 +152,8 @@ def _take(y, n, seed, what):
     n_min,n_max = len(y.unique()),len(y)
     if n==n_max: return torch.arange(n_max),torch.arange(0)
     if not n_min<=n<=n_max-n_min:
-        raise ValueError(f'{what}={n} of {n_max} images in {n_min} classes; allowed: {n_min}..{n_max-n_min}')
+        raise ValueError(f'{what}={n} of {n_max} images in {n_min} classes; '
+                         f'allowed: {n_min}..{n_max-n_min}')
     parts = train_test_split(np.arange(n_max), train_size=n, stratify=y.numpy(), random_state=seed)
     return [torch.from_numpy(np.sort(o)) for o in parts]
 
@@ -152,29 +169,36 @@ def digits_dls(
     augment=None, # batch transform(s) for training; a mirrored 3 is no digit
     device=None,  # where the images live
 ) -> MemoryDataLoaders:
-    "scikit-learn's 1,797 handwritten digits of 8x8 pixels: 1,000 to train, 397 to validate, 400 to test"
+    "scikit-learn's digits, 8x8 pixels: 1,000 to train, 397 to validate, 400 to test"
     d = load_digits()
-    x,y = torch.from_numpy(d.images).mul(255/16).round().byte()[:,None],torch.from_numpy(d.target).long()
+    x,y = (torch.from_numpy(d.images).mul(255/16).round().byte()[:,None],
+           torch.from_numpy(d.target).long())
     test,rest = _take(y, 400, seed, 'n_test')
     train,valid = _train_valid(x[rest], y[rest], 397, None, seed)
-    return images_dls(train, valid, [str(o) for o in range(10)], bs, seed, augment, (x[test],y[test]), device)
+    return images_dls(train, valid, [str(o) for o in range(10)], bs, seed, augment,
+                      (x[test],y[test]), device)
 
 # %% ../nbs/05_data.ipynb #00000012
 def split_valid(
-    dls,    # any `DataLoaders` that `cache_valid` can keep; `ValueError` if there is one validation item only
+    dls,    # any `DataLoaders` that `cache_valid` can keep; `ValueError` for one item alone
     seed=0, # of the split
     same=False, # the whole set for both, as in the paper?
-) -> tuple: # `reward` for the controller θ, `select` for derivation and every reported accuracy
-    "The validation set in two halves, disjoint and covering, each class in both as evenly as can be, in random order"
+) -> tuple: # `reward` for θ, `select` for derivation and every reported accuracy
+    "Two random halves that share and miss nothing, each class in both as evenly as can be"
     dl = cache_valid(dls, seed)
     n,y = len(dl.dataset),dl.dataset.tensors[-1].cpu()
-    if n<2: raise ValueError(f'{n} validation item(s) cannot be split; 2 are needed, one to reward and one to select')
-    order,classes = torch.randperm(n, generator=rng(seed, 'split')),y.ndim==1 and not y.is_floating_point()
-    place = y[order].argsort(stable=True) if classes else torch.arange(n)               # class by class
-    halves = [order]*2 if same else [order[place[i::2].sort().values] for i in (0,1)]   # in random order again
+    if n<2:
+        raise ValueError(f'{n} validation item(s) cannot be split; '
+                         '2 are needed, one to reward and one to select')
+    order,classes = (torch.randperm(n, generator=rng(seed, 'split')),
+                     y.ndim==1 and not y.is_floating_point())
+    # `place` goes class by class; each half is put in random order again
+    place = y[order].argsort(stable=True) if classes else torch.arange(n)
+    halves = [order]*2 if same else [order[place[i::2].sort().values] for i in (0,1)]
     def loader(idxs):
         n_batches = -(-len(idxs)//dl.bs)
-        return dl.new(dl.dataset.subset(idxs), bs=-(-len(idxs)//n_batches), shuffle=False, drop_last=False)
+        return dl.new(dl.dataset.subset(idxs), bs=-(-len(idxs)//n_batches),
+                      shuffle=False, drop_last=False)
     return tuple(map(loader, halves))
 
 def with_valid(
@@ -186,15 +210,16 @@ def with_valid(
     res.device,res.test_source = getattr(dls, 'device', None),getattr(dls, 'test_source', None)
     return res
 
+# %% ../nbs/05_data.ipynb #5d0a4b21
 def train_on_all(
     dls, # `DataLoaders` in memory, e.g. of `cifar10_dls`; left as they are. `TypeError` for others
 ) -> MemoryDataLoaders:
-    "`dls` that train on the validation items as well; their validation accuracy says nothing any more"
+    "`dls` that train on the validation items too; their validation accuracy says nothing any more"
     trn,val = dls.train.dataset,dls.valid.dataset
     in_memory = all(isinstance(o, MemoryDataset) for o in (trn,val))
     if not in_memory or [o.dtype for o in trn.tensors]!=[o.dtype for o in val.tensors]:
-        raise TypeError('only data in memory, kept alike in training and validation, can be joined; '
-                        'see `images_dls` and `memory_dls`')
+        raise TypeError('only data in memory, kept alike in training and validation, '
+                        'can be joined; see `images_dls` and `memory_dls`')
     res,both = copy(dls),trn.like([torch.cat(o) for o in zip(trn.tensors, val.tensors)])
     res.loaders = [dls.train.new(both), *dls.loaders[1:]]
     return res
@@ -210,8 +235,10 @@ class PadCropFlip(BatchRandom):
         x,(n,_,h,w),device = x.as_subclass(Tensor),x.shape,x.device
         pad = self.pad if self.pad>=1 else round(self.pad*min(h, w))
         if pad:
-            i,j = torch.randint(2*pad+1, (2,n), generator=self.generator, device=device)   # one corner each, [n] and [n]
-            windows = F.pad(x, (pad,)*4).unfold(2, h, 1).unfold(3, w, 1)        # [n, C, 2 pad+1, 2 pad+1, h, w]
+            # one corner for each image: i and j are [n]
+            i,j = torch.randint(2*pad+1, (2,n), generator=self.generator, device=device)
+            # [n, C, 2 pad+1, 2 pad+1, h, w]
+            windows = F.pad(x, (pad,)*4).unfold(2, h, 1).unfold(3, w, 1)
             x = windows.permute(0,2,3,4,5,1)[torch.arange(n, device=device), i, j].permute(0,3,1,2)
         if self.flip:
             flip = torch.rand(n, generator=self.generator, device=device)<.5
@@ -220,11 +247,12 @@ class PadCropFlip(BatchRandom):
 
 # %% ../nbs/05_data.ipynb #aa348143
 class CutOut(BatchRandom):
-    "Zero one square of `size` pixels in each image; its top-left corner is uniform, what leaves the image is lost"
+    "Zero a square of `size` pixels per image; its top-left corner is uniform, the border clips it"
     order = 101
     def __init__(self, size:int): # side of the square in pixels, at least 1
         if size<1:
-            raise ValueError(f'CutOut of size {size}: a square has at least 1 pixel; leave the transform out for none')
+            raise ValueError(f'CutOut of size {size}: a square has at least 1 pixel; '
+                             'leave the transform out for none')
         self.size = size
     def encodes(self, x:TensorImage):
         x,(n,_,h,w) = x.as_subclass(Tensor),x.shape
@@ -241,7 +269,8 @@ def add_cutout(
 ):
     "New `DataLoaders` over the same data with `CutOut(size)` on training batches"
     res = copy(dls)
-    res.loaders = [dls.train.new(after_batch=[*dls.train.after_batch.fs, CutOut(size)]), *dls.loaders[1:]]
+    res.loaders = [dls.train.new(after_batch=[*dls.train.after_batch.fs, CutOut(size)]),
+                   *dls.loaders[1:]]
     return res
 
 # %% ../nbs/05_data.ipynb #00000038
@@ -251,26 +280,29 @@ _debian  = Path('/usr/share/datasets/fashion-mnist')
 def _idx(f):
     "The tensor in an IDX file, gzipped or not"
     b = (gzip.open(f) if f.suffix=='.gz' else open(f, 'rb')).read()
-    return torch.from_numpy(np.frombuffer(b, np.uint8, offset=4+4*b[3]).reshape(np.frombuffer(b, '>i4', b[3], 4)).copy())
+    return torch.from_numpy(np.frombuffer(b, np.uint8, offset=4+4*b[3])
+                            .reshape(np.frombuffer(b, '>i4', b[3], 4)).copy())
 
 def _fashion_files(path=None):
     "Where Fashion-MNIST's files `{train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]` are"
     roots  = [fastai_path('data'),_debian] if path is None else [Path(path)]
     places = [p for r in roots for p in (r, r/'FashionMNIST'/'raw')]
     for p in places:
-        if any(p.glob('t10k-images-idx3-ubyte*')) and any(p.glob('train-images-idx3-ubyte*')): return p
-    raise FileNotFoundError(f"no Fashion-MNIST in {', '.join(map(str, places))}; `download=True` fetches it, "
-                            "or install Debian's dataset-fashion-mnist")
+        if any(p.glob('t10k-images-idx3-ubyte*')) and any(p.glob('train-images-idx3-ubyte*')):
+            return p
+    raise FileNotFoundError(f"no Fashion-MNIST in {', '.join(map(str, places))}; "
+                            "`download=True` fetches it, or install Debian's dataset-fashion-mnist")
 
 def _fashion_xy(path, part):
     "Images [n, 1, 28, 28] and labels [n] of `part` ('train' or 't10k')"
     x,y = [_idx(min(path.glob(f'{part}-{o}-ubyte*'))) for o in ('images-idx3','labels-idx1')]
     return x[:,None],y.long()
 
+# %% ../nbs/05_data.ipynb #5d0a4b23
 def fashion_dls(
     bs=128,         # batch size
     seed=0,         # of the split, the order and the augmentation
-    n_train=None,   # training images, classes in proportion; default: all that are not for validation
+    n_train=None,   # training images, classes in proportion; default: all but those to validate
     n_valid=5000,   # validation images, taken from the 60,000
     augment=PadCropFlip(pad=0), # batch transform(s) for training
     path=None,      # folder of the files; default: fastai's data folder, then Debian's
@@ -283,11 +315,14 @@ def fashion_dls(
         FashionMNIST(path or fastai_path('data'), download=True)
     path = _fashion_files(path)
     train,valid = _train_valid(*_fashion_xy(path, 'train'), n_valid, n_train, seed)
-    return images_dls(train, valid, _fashion, bs, seed, augment, partial(_fashion_xy, path, 't10k'), device)
+    return images_dls(train, valid, _fashion, bs, seed, augment,
+                      partial(_fashion_xy, path, 't10k'), device)
 
 # %% ../nbs/05_data.ipynb #0000003b
-_endings = tuple('.png .jpg .jpeg .jfif .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .jp2 .avif'.split())
-_part_names = dict(train=('train','training'), valid=('valid','val','validation'), test=('test','testing'))
+_endings = tuple('.png .jpg .jpeg .jfif .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .jp2 .avif'
+                 .split())
+_part_names = dict(train=('train','training'), valid=('valid','val','validation'),
+                   test=('test','testing'))
 
 def _scan(folder):
     "Folders and files directly in `folder`, by name, hidden ones left out"
@@ -299,33 +334,41 @@ def _part_folders(path):
     names = [o.name for o in _scan(path)[0]]
     parts = {part: [o for o in names if o.lower() in known] for part,known in _part_names.items()}
     parts = {part: found for part,found in parts.items() if found}
-    if not parts or len(parts)==1 and len(names)>sum(map(len, parts.values())): return dict(train=path)
+    if not parts or len(parts)==1 and len(names)>sum(map(len, parts.values())):
+        return dict(train=path)
     twice = [o for o in parts.values() if len(o)>1]
-    if twice: raise ValueError(f"{path} holds {' and '.join(twice[0])}, which mean the same; keep one of them")
-    if 'train' not in parts: raise ValueError(f"{path} holds {', '.join(names)} and no folder `train`")
+    if twice:
+        raise ValueError(f"{path} holds {' and '.join(twice[0])}, which mean the same; "
+                         'keep one of them')
+    if 'train' not in parts:
+        raise ValueError(f"{path} holds {', '.join(names)} and no folder `train`")
     return {part: path/found[0] for part,found in parts.items()}
 
 # %% ../nbs/05_data.ipynb #5d0a4b18
 def _folder_files(path):
-    "Image files with labels by part, the classes, a fingerprint of all, and the files that are no images by their names"
+    "(file, label) pairs by part, the classes, a fingerprint of all, files that are no images"
     if not path.is_dir(): raise FileNotFoundError(f'{path} is not a folder')
     folders,files,h,left = _part_folders(path),{},hashlib.sha256(),[]
     vocab = [o.name for o in _scan(folders['train'])[0]]
     for part,folder in folders.items():
         classes = [o.name for o in _scan(folder)[0]]
-        if classes!=vocab or not vocab: raise ValueError(_no_classes(folder, folders['train'], classes, vocab))
+        if classes!=vocab or not vocab:
+            raise ValueError(_no_classes(folder, folders['train'], classes, vocab))
         files[part] = []
         for i,c in enumerate(vocab):
             below,found = _scan(folder/c)
             if below:
-                raise ValueError(f'{folder/c} holds a folder, {below[0].name}; one folder per class is needed, none below it'
+                raise ValueError(f'{folder/c} holds a folder, {below[0].name}; '
+                                 'one folder per class is needed, none below it'
                                  + (f'; is it {folder/c} that you mean?' if len(vocab)==1 else ''))
             images = [o for o in found if o.name.lower().endswith(_endings)]
             left += [os.path.relpath(o.path, path) for o in found if o not in images]
             if not images: raise ValueError(f"{folder/c} holds no images ({' '.join(_endings)})")
             for o in images:
-                if not o.is_file(): raise ValueError(f'{o.path} is no file: a link to nowhere, or a device')
-                h.update(f'{part}/{c}/{o.name} {o.stat().st_size} {o.stat().st_mtime_ns}\n'.encode(errors='surrogateescape'))
+                if not o.is_file():
+                    raise ValueError(f'{o.path} is no file: a link to nowhere, or a device')
+                h.update(f'{part}/{c}/{o.name} {o.stat().st_size} {o.stat().st_mtime_ns}\n'
+                         .encode(errors='surrogateescape'))
                 files[part].append((o.path,i))
     return files,vocab,h.hexdigest(),left
 
@@ -333,31 +376,35 @@ def _no_classes(folder, train, classes, vocab):
     "What is wrong with the classes of `folder`, where those of `train` are `vocab`"
     if not classes:
         return (f'{folder} holds no folders; one folder per class is needed, as in CLASS/IMAGE.png'
-                + (f'; images without a class say nothing, so give {train} alone' if folder!=train else ''))
+                + (f'; images without a class say nothing, so give {train} alone'
+                   if folder!=train else ''))
     few = lambda a,b: ', '.join(sorted(set(a)-set(b))[:3]) or 'none'
     return (f'{folder} and {train} must hold one folder per class, the same in both; '
             f'only in the first: {few(classes, vocab)}; only in the second: {few(vocab, classes)}')
 
 # %% ../nbs/05_data.ipynb #5d0a4b12
 def _each(files, read):
-    "`read` of each of (file, label) pairs; `ValueError` names one that cannot be read, and counts the others"
+    "`read` of each of (file, label) pairs; `ValueError` names one that fails, counts the others"
     res,bad = [],[]
     def why(e): return '' if isinstance(e, UnidentifiedImageError) else f' ({e})'
     for f,_ in files:
         try: res.append(read(f))
-        except Exception as e: bad.append(f'{f} cannot be read as an image'+why(e))   # a broken file fails in many ways
-    if bad: raise ValueError(bad[0]+(f', nor can {len(bad)-1} others of {len(files)} files' if len(bad)>1 else ''))
+        except Exception as e:   # a broken file fails in many ways
+            bad.append(f'{f} cannot be read as an image'+why(e))
+    if bad: raise ValueError(bad[0]+(f', nor can {len(bad)-1} others of {len(files)} files'
+                                     if len(bad)>1 else ''))
     return res
 
 def _decode_files(files, size=None):
     "Images [n, H, W, 3] and labels [n] of (file, label) pairs, cut to `size` (height, width)"
     x = _each(files, lambda f: np.asarray(_read_image(f, 'RGB', size)))
     for (f,_),o in zip(files, x):
-        if o.shape!=x[0].shape: raise ValueError(f'{f} is {o.shape[:2]} pixels where {x[0].shape[:2]} are needed')
+        if o.shape!=x[0].shape:
+            raise ValueError(f'{f} is {o.shape[:2]} pixels where {x[0].shape[:2]} are needed')
     return torch.from_numpy(np.stack(x)),torch.tensor([i for _,i in files])
 
 def _kept(cache, key, names, make):
-    "Tensors `names` of the file `cache` if it carries `key`, otherwise of `make()`, which is written there"
+    "Tensors `names` of the file `cache` if it carries `key`, else of `make()`, then written there"
     ours = not cache.exists()
     try:
         with safe_open(cache, 'pt') as f:
@@ -373,11 +420,12 @@ def _kept(cache, key, names, make):
 def _check_size(size, own):
     "Refuse a `size` that is no side of an image"
     if size is not None and not (isinstance(size, int) and 4<=size<=256):
-        raise ValueError(f'size is {size!r}; allowed is the side of an image in whole pixels, 4 to 256, or None for {own}')
+        raise ValueError(f'size is {size!r}; allowed is the side of an image in whole pixels, '
+                         f'4 to 256, or None for {own}')
 
 # %% ../nbs/05_data.ipynb #0000003c
 def _folder_xy(path, part, size=None, listing=None):
-    "Images [n, 3, H, W] and labels [n] of `part`, from the cache beside the folder that the first call writes"
+    "Images [n, 3, H, W] and labels [n] of `part`; the first call writes a cache beside the folder"
     files,_,key,_ = listing or _folder_files(path)
     decode = lambda: {f'{k}_{o}': t for k,v in files.items() for o,t in zip('xy', _decode_files(v))}
     x,y = _kept(path.parent/f'{path.name}.safetensors', key, [f'{part}_{o}' for o in 'xy'], decode)
@@ -393,7 +441,7 @@ def cifar10_dls(
     augment=PadCropFlip(), # batch transform(s) for training
     path=None,    # folder with `train` and `test`; default: `untar_data(URLs.CIFAR)`
     device=None,  # where the images live
-    size=None,    # side of the images in pixels, 4 to 256; default: as they are, 32. `ValueError` for others
+    size=None,    # side in pixels, 4 to 256, `ValueError` for others; default: as they are, 32
 ) -> MemoryDataLoaders:
     "CIFAR-10, 32x32 colour: 45,000 to train, 5,000 to validate, 10,000 to test"
     _check_size(size, 32)
@@ -402,9 +450,11 @@ def cifar10_dls(
         raise FileNotFoundError(f"no CIFAR-10 in {fastai_path('data')}, "
                                 f"and it cannot be fetched from {URLs.CIFAR} ({e})") from None
     listing = _folder_files(path)
-    if set(listing[0])!={'train','test'}: raise ValueError(f'{path}: `train` and `test` must hold one folder per class')
+    if set(listing[0])!={'train','test'}:
+        raise ValueError(f'{path}: `train` and `test` must hold one folder per class')
     train,valid = _train_valid(*_folder_xy(path, 'train', size, listing), n_valid, n_train, seed)
-    return images_dls(train, valid, listing[1], bs, seed, augment, partial(_folder_xy, path, 'test', size), device)
+    return images_dls(train, valid, listing[1], bs, seed, augment,
+                      partial(_folder_xy, path, 'test', size), device)
 
 # %% ../nbs/05_data.ipynb #5d0a4b13
 class Found(NamedTuple):
@@ -427,25 +477,29 @@ class Found(NamedTuple):
         kind,hw,p = {1: 'grey', 3: 'colour'}[self.channels],'{}x{}'.format(*self.size),self.parts
         lines = [f'{self.name}: {sum(n):,} {kind} images in {len(n)} classes of {each} ({names})',
                  f"{p['train']:,} to train, {p['valid']:,} to validate, {p['test']:,} to test; "
-                 + (f"{' and '.join(self.made)} drawn by the seed, classes in proportion" if self.made else 'as the folders say')]
+                 + (f"{' and '.join(self.made)} drawn by the seed, classes in proportion"
+                    if self.made else 'as the folders say')]
         if self.resized:
             lines += [f'{self.resized:,} resized and centre-cropped to {hw} pixels; '
                       f'their shorter sides were {self.was[0]} to {self.was[1]}']
         else: lines += [f'{hw} pixels, as they were']
-        if self.repeated: lines += [f'{self.repeated:,} image(s) to validate or test are in an earlier part as well, pixel by pixel']
-        if self.left_out: lines += [f'{len(self.left_out):,} file(s) left out, no images by their names, e.g. {self.left_out[0]}']
+        if self.repeated: lines += [f'{self.repeated:,} image(s) to validate or test are in an '
+                                    'earlier part as well, pixel by pixel']
+        if self.left_out: lines += [f'{len(self.left_out):,} file(s) left out, no images by their '
+                                    f'names, e.g. {self.left_out[0]}']
         return '\n'.join(lines)
 
 def _common_size(sizes):
-    "Height and width for images of `sizes` [n, 2]: their own if small and the same, otherwise a square"
+    "Height and width for images of `sizes` [n, 2]: theirs if small and the same, else a square"
     own = (sizes==sizes[0]).all() and sizes.max()<=32
     hw = sizes[0].tolist() if own else [min(32, int(sizes.min(1).values.median()))]*2
-    if min(hw)<4: raise ValueError(f'images of {hw[0]}x{hw[1]} pixels; at least 4x4 are needed, and e.g. size=8 makes them larger')
+    if min(hw)<4: raise ValueError(f'images of {hw[0]}x{hw[1]} pixels; at least 4x4 are needed, '
+                                   'and e.g. size=8 makes them larger')
     return hw
 
 # %% ../nbs/05_data.ipynb #5d0a4b14
 def _folder_parts(path, size, files, key):
-    "Images [n, H, W, 3] and labels of each part of a folder in one size, and the sizes [n, 2] that they had"
+    "Images [n, H, W, 3] and labels of each part in one size, and the sizes [n, 2] that they had"
     every = [o for v in files.values() for o in v]
     def decode():
         def shape(f):
@@ -453,22 +507,28 @@ def _folder_parts(path, size, files, key):
         sizes = torch.tensor(_each(every, shape))
         hw = [size]*2 if size else _common_size(sizes)
         if (need := len(every)*hw[0]*hw[1]*3)>2**32:
-            raise ValueError(f'{len(every):,} images of {hw[0]}x{hw[1]} pixels need {need/2**30:.0f} GB of memory, allowed are 4; '
+            raise ValueError(f'{len(every):,} images of {hw[0]}x{hw[1]} pixels need '
+                             f'{need/2**30:.0f} GB of memory, allowed are 4; '
                              'lower size, or use a part of them')
         x,y = _decode_files(every, hw)
         if (x==x[...,:1]).all(): x = x[...,:1].clone()   # no image has a colour
         return dict(x=x, y=y, sizes=sizes)
-    x,y,sizes = _kept(path.parent/f'{path.name}.safetensors', f'{key} {size}', ('x','y','sizes'), decode)
+    x,y,sizes = _kept(path.parent/f'{path.name}.safetensors', f'{key} {size}',
+                      ('x','y','sizes'), decode)
     n = [len(o) for o in files.values()]
     return dict(zip(files, zip(x.split(n), y.split(n)))),sizes
 
+# %% ../nbs/05_data.ipynb #5d0a4b24
 def _fill_parts(parts, vocab, seed):
-    "A fifth of the images for each of `test` and `valid` that is missing, out of those to train; names those made"
+    "A fifth of those to train for each of `test` and `valid` that is missing; names those made"
     (x,y),made = parts['train'],[o for o in ('test','valid') if o not in parts]
-    n,few = -(-len(y)//5),[f'{c} has {k}' for c,k in zip(vocab, y.bincount(minlength=len(vocab)).tolist()) if k<5]
+    n,few = -(-len(y)//5),[f'{c} has {k}' for c,k in
+                           zip(vocab, y.bincount(minlength=len(vocab)).tolist()) if k<5]
     if made and few:
-        raise ValueError(f"{' and '.join(made)} cannot be drawn: 5 training images of each class are needed, "
-                         f"and {', '.join(few[:3])}" + (f', and {len(few)-3} more classes have too few' if len(few)>3 else ''))
+        raise ValueError(f"{' and '.join(made)} cannot be drawn: "
+                         '5 training images of each class are needed, '
+                         f"and {', '.join(few[:3])}"
+                         + (f', and {len(few)-3} more classes have too few' if len(few)>3 else ''))
     for part in made:
         got,rest = _take(y, n, seed, part)
         parts[part],x,y = (x[got],y[got]),x[rest],y[rest]
@@ -485,21 +545,25 @@ def _n_repeated(parts):
 
 # %% ../nbs/05_data.ipynb #5d0a4b15
 def folder_dls(
-    path,         # folder of CLASS/IMAGE, or of train/CLASS/IMAGE and the like; `ValueError` says what is amiss in it
+    path,         # folder of CLASS/IMAGE, or of train/CLASS/IMAGE etc.; `ValueError` for others
     bs=64,        # batch size
     seed=0,       # of the split, the order and the augmentation
-    size=None,    # side of the images in pixels, 4 to 256; default: their own or at most 32, see `Found.size`
+    size=None,    # side in pixels, 4 to 256; default: their own or at most 32, see `Found.size`
     n_train=None, # training images, classes in proportion; default: all
-    augment=PadCropFlip(1/8, flip=False), # batch transform(s) for training; the default does not mirror
+    augment=PadCropFlip(1/8, flip=False), # batch transform(s) for training; no mirroring by default
     device=None,  # where the images live
 ) -> MemoryDataLoaders: # their `found` is a `Found`
     "Images of your own: one folder per class, split by the seed where folders do not say how"
     _check_size(size, 'a size by the images, at most 32')
     path = Path(os.path.abspath(Path(path).expanduser()))
     files,vocab,key,left = _folder_files(path)
-    if len(vocab)<2: raise ValueError(f'{path} holds one class, {vocab[0]}; at least 2 are needed, one folder per class')
+    if len(vocab)<2:
+        raise ValueError(f'{path} holds one class, {vocab[0]}; '
+                         'at least 2 are needed, one folder per class')
     for c in vocab:
-        if not c.isprintable(): raise ValueError(f'the name of the class {c!r} in {path} cannot be printed; rename its folder')
+        if not c.isprintable():
+            raise ValueError(f'the name of the class {c!r} in {path} cannot be printed; '
+                             'rename its folder')
     parts,sizes = _folder_parts(path, size, files, key)
     count = sum(y.bincount(minlength=len(vocab)) for _,y in parts.values()).tolist()
     parts,made = _fill_parts(parts, vocab, seed)
@@ -508,9 +572,12 @@ def folder_dls(
         parts['train'] = tuple(o[keep] for o in parts['train'])
     parts = {part: (x.permute(0,3,1,2),y) for part,(x,y) in parts.items()}
     (c,*hw),side = parts['train'][0].shape[1:],sizes.min(1).values
-    res = images_dls(parts['train'], parts['valid'], vocab, bs, seed, augment, parts['test'], device)
-    res.found = Found(path.name, dict(zip(vocab, count)), c, tuple(hw), {o: len(parts[o][1]) for o in _part_names}, tuple(made),
-        (sizes!=torch.tensor(hw)).any(1).sum().item(), (side.min().item(),side.max().item()), _n_repeated(parts), tuple(left))
+    res = images_dls(parts['train'], parts['valid'], vocab, bs, seed, augment, parts['test'],
+                     device)
+    res.found = Found(path.name, dict(zip(vocab, count)), c, tuple(hw),
+                      {o: len(parts[o][1]) for o in _part_names}, tuple(made),
+                      (sizes!=torch.tensor(hw)).any(1).sum().item(),
+                      (side.min().item(),side.max().item()), _n_repeated(parts), tuple(left))
     return res
 
 # %% ../nbs/05_data.ipynb #00000040
@@ -525,6 +592,7 @@ class Measure(NamedTuple):
     gain:Callable # how much better the first of two is
     best:Callable # of several
 
+# %% ../nbs/05_data.ipynb #5d0a4b26
 class Task:
     "What a search and a retraining must know of their data"
     name    = None # 'images' or 'text', as in a part of a preset
@@ -534,7 +602,8 @@ class Task:
     ):
         x = self.look(dls)
         self.dls,self.n_in,self.n_out = dls,self.reads(x, dls),get_c(dls) or None
-        if not self.n_in: raise ValueError(f'a batch is {x.dtype} {tuple(x.shape)}, and that is not {self.name}')
+        if not self.n_in:
+            raise ValueError(f'a batch is {x.dtype} {tuple(x.shape)}, and that is not {self.name}')
 
     @staticmethod
     def look(dls):
@@ -549,7 +618,7 @@ class Task:
     def halves(self,
         seed=0,     # of the split
         same=False, # the whole validation set for both, as in the paper?
-    ) -> tuple: # a `MemoryDL` that rewards θ, and `DataLoaders` whose validation set is the other half
+    ) -> tuple: # a `MemoryDL` that rewards θ, and `DataLoaders` that validate on the other half
         "The validation set in two halves by `split_valid`; the Learner of a search gets the second"
         reward,select = split_valid(self.dls, seed, same)
         return reward,with_valid(self.dls, select)
@@ -583,9 +652,11 @@ class ImageTask(Task):
         part,  # 'valid' or 'test'; `ValueError` for others
     ) -> dict:
         "Its accuracy on all images of a part: `value`, and `parts`, which images have none of"
-        if part not in ('valid','test'): raise ValueError(f"part is {part!r}, allowed are 'valid' and 'test'")
+        if part not in ('valid','test'):
+            raise ValueError(f"part is {part!r}, allowed are 'valid' and 'test'")
         was,learn.metrics = learn.metrics,self.metric()
-        try: return dict(value=learn.validate(dl=None if part=='valid' else open_test(self.dls))[1], parts=None)
+        try: return dict(value=learn.validate(dl=None if part=='valid' else
+                                              open_test(self.dls))[1], parts=None)
         finally: learn.metrics = was
     def shared(self,
         scores, # rewards of `score_archs`, a tensor [n]
@@ -594,5 +665,4 @@ class ImageTask(Task):
         "What several architectures reach with the shared weights: their mean accuracy"
         return scores.mean().item()
     def window(self, part): # search part of a preset
-        "Rewarded items per row of a batch: each image is one"
-        return 1
+        "Rewarded items per row of a batch: each image is one"; return 1

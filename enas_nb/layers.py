@@ -15,17 +15,19 @@ import torch, torch.nn.functional as F
 from torch import nn
 
 # %% ../nbs/07_layers.ipynb #00000009
-def batch_norm(nf, # Channels
-               bn_eval='running', # Statistics outside training: `'running'`, or `'batch'`, the batch's own; `ValueError` for another
-               eps=1e-5, # Added to the variance
-              ):
+def batch_norm(
+    nf, # Channels
+    bn_eval='running', # Evaluation by `'running'` or `'batch'` statistics; `ValueError` for others
+    eps=1e-5, # Added to the variance
+):
     "Batch norm with the authors' constants (`image_ops.py`: a moving average of decay 0.9)."
-    if bn_eval not in ('running', 'batch'): raise ValueError(f"bn_eval is {bn_eval!r}, allowed are 'batch', 'running'")
+    if bn_eval not in ('running', 'batch'):
+        raise ValueError(f"bn_eval is {bn_eval!r}, allowed are 'batch', 'running'")
     return nn.BatchNorm2d(nf, eps=eps, momentum=.1, track_running_stats=bn_eval=='running')
 
 # %% ../nbs/07_layers.ipynb #0000000d
 def _he(w):
-    "Make a weight He-normal; on the meta device, where parameters are only counted, there is nothing to fill."
+    "Make a weight He-normal; on the meta device, where parameters are counted, nothing is filled."
     if not w.is_meta: nn.init.kaiming_normal_(w, nonlinearity='relu')
 
 def conv(ni, # Channels in
@@ -66,21 +68,24 @@ class SameConv2d(nn.Conv2d):
         super().__init__(ni, nf, ks, stride=stride, groups=groups, bias=False)
         _he(self.weight)
 
-    def forward(self, x): return super().forward(F.pad(x, same_pad(x.shape, self.kernel_size[0], self.stride[0])))
+    def forward(self, x):
+        return super().forward(F.pad(x, same_pad(x.shape, self.kernel_size[0], self.stride[0])))
 
 # %% ../nbs/07_layers.ipynb #00000014
 def sep_conv(nf, # Channels in and out
              ks, # Side of the depthwise kernel
              stride=1): # Step; 2 is padded as TensorFlow does
     "A depthwise convolution and a 1x1 convolution."
-    return nn.Sequential(conv(nf, nf, ks, groups=nf) if stride==1 else SameConv2d(nf, nf, ks, stride, groups=nf), conv(nf, nf))
+    return nn.Sequential(conv(nf, nf, ks, groups=nf) if stride==1 else
+                         SameConv2d(nf, nf, ks, stride, groups=nf), conv(nf, nf))
 
 def sep_stack(nf, # Channels in and out
               ks, # Side of the depthwise kernels
               stride=1, # Step of the first
               bn_eval='running'): # See `batch_norm`
     "ReLU - separable convolution - batch norm, twice."
-    return nn.Sequential(nn.ReLU(), sep_conv(nf, ks, stride), batch_norm(nf, bn_eval), nn.ReLU(), sep_conv(nf, ks), batch_norm(nf, bn_eval))
+    return nn.Sequential(nn.ReLU(), sep_conv(nf, ks, stride), batch_norm(nf, bn_eval),
+                         nn.ReLU(), sep_conv(nf, ks), batch_norm(nf, bn_eval))
 
 # %% ../nbs/07_layers.ipynb #00000017
 class SamePool(nn.Module):
@@ -92,18 +97,20 @@ class SamePool(nn.Module):
 
     def forward(self, x):
         pad = (x.shape[2]%2, x.shape[3]%2)
-        if self.name=='avg': return F.avg_pool2d(x, 3, 2, pad, ceil_mode=True, count_include_pad=False)
+        if self.name=='avg':
+            return F.avg_pool2d(x, 3, 2, pad, ceil_mode=True, count_include_pad=False)
         return F.max_pool2d(x, 3, 2, pad, ceil_mode=True)
 
 def pool(name, # `'avg'` or `'max'`
          stride=1): # 1 keeps the size, 2 halves it
     "A 3x3 pool, padded as TensorFlow does; an average counts only pixels of the image."
     if stride==2: return SamePool(name)
-    return nn.AvgPool2d(3, padding=1, stride=1, count_include_pad=False) if name=='avg' else nn.MaxPool2d(3, padding=1, stride=1)
+    return (nn.AvgPool2d(3, padding=1, stride=1, count_include_pad=False) if name=='avg' else
+            nn.MaxPool2d(3, padding=1, stride=1))
 
 # %% ../nbs/07_layers.ipynb #0000001c
 class FactorizedReduction(nn.Module):
-    "Halve the image: 1x1 convolutions on two grids of pixels, concatenated, and batch norm (`_factorized_reduction`)."
+    "Halve the image: 1x1 convolutions on two grids, joined; batch norm (`_factorized_reduction`)."
     def __init__(self,
         ni, # Channels in
         nf, # Channels out
@@ -114,12 +121,14 @@ class FactorizedReduction(nn.Module):
 
     def forward(self, x):
         h,w = x.shape[2:]
-        if x.device.type=='cpu': # one convolution with two of four taps; only an odd side needs zeros at its end
+        if x.device.type=='cpu':
+            # one convolution with two of four taps; only an odd side needs zeros at its end
             if h%2 or w%2: x = F.pad(x, (0, w%2, 0, h%2))
             taps = F.pad(self.even.weight, (0,1,0,1)), F.pad(self.odd.weight, (1,0,1,0))
             return self.bn(F.conv2d(x, torch.cat(taps), stride=2))
         shifted = F.pad(x, (-1, w%2, -1, h%2)) # without its first row and column
-        return self.bn(torch.cat([self.even(F.avg_pool2d(x, 1, 2)), self.odd(F.avg_pool2d(shifted, 1, 2))], 1))
+        return self.bn(torch.cat([self.even(F.avg_pool2d(x, 1, 2)),
+                                  self.odd(F.avg_pool2d(shifted, 1, 2))], 1))
 
 # %% ../nbs/07_layers.ipynb #00000022
 class Head(nn.Module):
@@ -136,7 +145,8 @@ class Head(nn.Module):
 
 # %% ../nbs/07_layers.ipynb #00000025
 class AuxHead(nn.Module):
-    "ReLU - 5x5 average pool of step 3 - 1x1 convolution to 128 - 2x2 convolution to 768 - linear layer (`micro_child.py`)."
+    """ReLU - 5x5 average pool of step 3 - 1x1 convolution to 128 - 2x2 convolution to 768 -
+    linear layer (`micro_child.py`)."""
     def __init__(self,
         ni,    # Channels
         n_out, # Classes
@@ -149,7 +159,8 @@ class AuxHead(nn.Module):
     def forward(self, x):
         h,w = x.shape[2:]
         if min(h, w)<5:
-            raise ValueError(f'the auxiliary head needs maps of at least 5x5 pixels and gets {h}x{w}: take larger images, or aux=False')
+            raise ValueError('the auxiliary head needs maps of at least 5x5 pixels '
+                             f'and gets {h}x{w}: take larger images, or aux=False')
         return self.head(self.conv(self.proj(F.avg_pool2d(F.relu(x), 5, stride=3))))
 
 # %% ../nbs/07_layers.ipynb #00000028
@@ -162,11 +173,12 @@ def drop_path(x, # [n, c, h, w]
 # %% ../nbs/07_layers.ipynb #5b1c0f42
 class PathNet(nn.Module):
     "A network that runs in steps: `begin` makes the first state of images, `step` the next one."
-    trail = None # of the last path within `remember`: the images, then each step, with the state after it
+    # of the last path within `remember`: the images, then each step, with the state after it
+    trail = None
 
     @contextmanager
     def remember(self):
-        "Within it, what paths on the same images begin with runs once. No op may change its input, nor a weight."
+        "Paths on the same images run a common start once. No op may change its input or a weight."
         self.trail = []
         try: yield
         finally: self.trail = None
@@ -181,7 +193,8 @@ class PathNet(nn.Module):
             state = trail[n][1]
             del trail[n+1:]
         else:
-            state = self.begin(x.as_subclass(torch.Tensor)) # fastai's image type would slow every op down
+            # fastai's image type would slow every op down
+            state = self.begin(x.as_subclass(torch.Tensor))
             if trail is not None: trail[:] = [(x, state)]
         for i in range(n, len(steps)):
             state = self.step(i, state, steps[i])

@@ -18,7 +18,8 @@ from fastcore.basics import patch
 from torch import nn
 from .space import Arch, Op, SearchSpace, Step, make_graph
 from .presets import paper, released
-from .layers import FactorizedReduction, Head, PathNet, batch_norm, conv, pool, relu_conv_bn, sep_conv
+from .layers import (FactorizedReduction, Head, PathNet, batch_norm, conv, pool,
+                            relu_conv_bn, sep_conv)
 
 # %% ../nbs/08_macro.ipynb #75b96db3
 def _conv(nf, ks, separable): return sep_conv(nf, ks) if separable else conv(nf, nf, ks)
@@ -28,8 +29,9 @@ def shared_conv(nf, # Channels
                 bn_eval='batch', # See `batch_norm`
                 ks=3, # Side of the kernel
                 separable=False): # A depthwise and a 1x1 convolution?
-    "A convolution of the shared network: 1x1 - BN - ReLU - convolution - BN - ReLU (`_conv_branch`)."
-    return nn.Sequential(*_start(nf, bn_eval), _conv(nf, ks, separable), batch_norm(nf, bn_eval, eps=1e-3), nn.ReLU())
+    "A shared network's convolution: 1x1 - BN - ReLU - convolution - BN - ReLU (`_conv_branch`)."
+    return nn.Sequential(*_start(nf, bn_eval), _conv(nf, ks, separable),
+                         batch_norm(nf, bn_eval, eps=1e-3), nn.ReLU())
 
 def shared_pool(nf, # Channels
                 bn_eval='batch', # See `batch_norm`
@@ -39,11 +41,12 @@ def shared_pool(nf, # Channels
 
 # %% ../nbs/08_macro.ipynb #4edc276c
 def final_conv(nf, # Channels
-               sep='separable', # Is a separable op `'separable'`, or a `'full'` convolution as in the published networks?
+               sep='separable', # Separable ops: `'separable'`, or `'full'` as in published nets
                ks=3, # Side of the kernel
                separable=False): # Is the op a separable one?
-    "A convolution of the final network: ReLU - 1x1 - BN - ReLU - convolution - BN (`_fixed_layer`)."
-    return nn.Sequential(relu_conv_bn(nf, nf), nn.ReLU(), _conv(nf, ks, separable and sep=='separable'), batch_norm(nf))
+    "A final network's convolution: ReLU - 1x1 - BN - ReLU - convolution - BN (`_fixed_layer`)."
+    return nn.Sequential(relu_conv_bn(nf, nf), nn.ReLU(),
+                         _conv(nf, ks, separable and sep=='separable'), batch_norm(nf))
 
 def final_pool(nf, # Channels
                sep='separable', # Means nothing to a pool
@@ -52,7 +55,8 @@ def final_pool(nf, # Channels
     return nn.Sequential(relu_conv_bn(nf, nf), pool(kind))
 
 # %% ../nbs/08_macro.ipynb #4fcfa03e
-def _row(name, color, search, final, **args): return Op(name, partial(search, **args), partial(final, **args), color)
+def _row(name, color, search, final, **args):
+    return Op(name, partial(search, **args), partial(final, **args), color)
 
 macro_ops = (
     _row('conv3x3', '#0072b2', shared_conv, final_conv, ks=3),
@@ -66,21 +70,24 @@ macro_ops = (
 class Layer(NamedTuple):
     "One layer of a macro architecture."
     op: str      # its operation
-    skips: tuple # sources of its skip connections: 0 is the stem, j the output of layer j (counted from 1)
+    skips: tuple # sources of its skip connections: 0 is the stem, j the output of layer j (from 1)
 
 @dataclass(frozen=True)
 class MacroSpace(SearchSpace):
-    "Networks of `n_layers` layers, each with an op and skips from any of the outputs before its own input (paper, 2.3)."
+    """Networks of `n_layers` layers, each with an op and skips (paper, 2.3).
+
+    A skip comes from any of the outputs before the layer's own input."""
     name: ClassVar[str] = 'macro'
     n_layers: int = 12     # The authors' `num_layers`
-    ops: tuple = macro_ops # Any of these by name, or rows of your own; an op's integer is its place in the list
+    ops: tuple = macro_ops # Any of these by name, or your own rows; an op's integer is its place
     presets = dict(released=released['macro'], paper=paper['macro'])
 
     def decisions(self):
         for i in range(self.n_layers):
             at = i*(i+1)//2
             yield Step('op', f'op of layer {i+1}', n=len(self.ops), at=at, feed='op')
-            if i: yield Step('skips', f'skip into layer {i+1}', n=i, at=at+1, among=tuple(range(i)), remember='h', feed='mean')
+            if i: yield Step('skips', f'skip into layer {i+1}', n=i, at=at+1,
+                             among=tuple(range(i)), remember='h', feed='mean')
             else: yield Step('none', 'layer 1 has no skips', remember='h')
 
     def source(self, j): return f'layer {j}' if j else 'the stem'
@@ -88,7 +95,8 @@ class MacroSpace(SearchSpace):
     def nodes(self, code):
         "The `Layer`s of a checked encoding."
         ats = [i*(i+1)//2 for i in range(self.n_layers)]
-        return [Layer(self.ops[code[a]], tuple(j for j in range(i) if code[a+1+j])) for i,a in enumerate(ats)]
+        return [Layer(self.ops[code[a]], tuple(j for j in range(i) if code[a+1+j]))
+                for i,a in enumerate(ats)]
 
 # %% ../nbs/08_macro.ipynb #14d79c11
 @patch
@@ -97,8 +105,11 @@ def graph(self:MacroSpace,
          ):
     "Stem, layers and output of a macro architecture, or of the whole space."
     n, node = self.n_layers, lambda i: ('network', i)
-    layers = self.nodes(code) if code is not None else [Layer(None, tuple(range(i))) for i in range(n)]
-    nodes = [(node(0), 'stem', None), *((node(i+1), f'layer {i+1}', l.op) for i,l in enumerate(layers)), (node(n+1), 'output', None)]
+    layers = (self.nodes(code) if code is not None else
+              [Layer(None, tuple(range(i))) for i in range(n)])
+    nodes = [(node(0), 'stem', None),
+             *((node(i+1), f'layer {i+1}', l.op) for i,l in enumerate(layers)),
+             (node(n+1), 'output', None)]
     flow  = [(node(i), node(i+1), 'flow', None) for i in range(n+1)]
     skips = [(node(j), node(i+1), 'skip', None) for i,l in enumerate(layers) for j in l.skips]
     return make_graph(nodes, flow+skips)
@@ -109,12 +120,14 @@ def pool_layers(n_layers): # Layers of the network, the authors' `num_layers`
     return tuple(o for o in (n_layers//3-1, 2*(n_layers//3)-1) if o>=0)
 
 @patch(as_prop=True)
-def pools(self:MacroSpace): "The layers after which its networks halve their images."; return pool_layers(self.n_layers)
+def pools(self:MacroSpace):
+    "The layers after which its networks halve their images."
+    return pool_layers(self.n_layers)
 
 def read_after(layers, # `Layer`s of an architecture
                i,      # A layer, counted from 0
               ):
-    "Which outputs (0 the stem, j that of layer j) are still read after layer `i`; the last one is, as the next input."
+    "Outputs (0 the stem, j of layer j) still read after layer `i`; the last is, as the next input."
     return {i+1} | {j for l in layers[i+1:] for j in l.skips if j<=i}
 
 # %% ../nbs/08_macro.ipynb #00000010
@@ -147,11 +160,14 @@ class _MacroBase(PathNet):
     def __init__(self, space, n_in, n_out, widths, dropout, bn_eval, stem_stride, layer):
         super().__init__()
         self.space, at = space, pool_layers(space.n_layers)
-        self.stem   = nn.Sequential(conv(n_in, widths[0], 3, stride=stem_stride), batch_norm(widths[0], bn_eval))
+        self.stem   = nn.Sequential(conv(n_in, widths[0], 3, stride=stem_stride),
+                                    batch_norm(widths[0], bn_eval))
         nfs = [widths[sum(i>p for p in at)] for i in range(space.n_layers)]
         self.layers = nn.ModuleList([layer(i, nf) for i,nf in enumerate(nfs)])
-        self.pools  = nn.ModuleDict({str(p): nn.ModuleList([FactorizedReduction(widths[k], widths[k+1], bn_eval) for _ in range(p+2)])
-                                     for k,p in enumerate(at)})
+        self.pools  = nn.ModuleDict({
+            str(p): nn.ModuleList([FactorizedReduction(widths[k], widths[k+1], bn_eval)
+                                   for _ in range(p+2)])
+            for k,p in enumerate(at)})
         self.head   = Head(widths[len(at)], n_out, dropout)
 
     def begin(self, x): return ChainMap({0: self.stem(x)})
@@ -165,7 +181,7 @@ class _MacroBase(PathNet):
 
 # %% ../nbs/08_macro.ipynb #00000013
 class SharedMacroNet(_MacroBase):
-    "The shared weights ω of all architectures of a macro space; `forward` runs the path `arch` only (`general_child.py`)."
+    "The shared weights ω of a macro space; only the path `arch` runs (`general_child.py`)."
     def __init__(self,
         space:MacroSpace, # The space, with its number of layers and its ops
         n_in=3,    # Channels of the image
@@ -175,20 +191,25 @@ class SharedMacroNet(_MacroBase):
         bn_eval='batch', # Batch norm's statistics outside training: `'batch'` or `'running'`
         stem_stride=1, # 2 halves the image at once, for small budgets
     ):
-        super().__init__(space, n_in, n_out, [width]*3, dropout, bn_eval, stem_stride, lambda i,nf: SharedLayer(i, space.ops, nf, bn_eval))
+        super().__init__(space, n_in, n_out, [width]*3, dropout, bn_eval, stem_stride,
+                         lambda i,nf: SharedLayer(i, space.ops, nf, bn_eval))
         self.bn_eval, self._arch = bn_eval, None
 
     @property
-    def arch(self): "The architecture whose path runs; `ValueError` when one of another space is set."; return self._arch
+    def arch(self):
+        "The architecture whose path runs; `ValueError` when one of another space is set."
+        return self._arch
     @arch.setter
     def arch(self, arch):
-        if arch is not None and arch.space!=self.space: raise ValueError(f'an architecture of {arch.space} in a network for {self.space}')
+        if arch is not None and arch.space!=self.space:
+            raise ValueError(f'an architecture of {arch.space} in a network for {self.space}')
         self._arch, self._nodes = arch, arch and arch.nodes
 
     def forward(self,
         x): # [n, `n_in`, h, w]
         "Logits: [n, `n_out`]."
-        if self._arch is None: raise ValueError('no architecture is set: give the network one with `net.arch = arch`')
+        if self._arch is None:
+            raise ValueError('no architecture is set: give the network one with `net.arch = arch`')
         return self.run_path(x, self._nodes)
 
 # %% ../nbs/08_macro.ipynb #00000020
@@ -202,7 +223,8 @@ class FinalLayer(nn.Module):
         sep='separable'): # See `final_conv`
         super().__init__()
         self.i, self.op, self.how = i, layer.op.final(nf, sep), skip
-        self.skip = None if not i else relu_conv_bn((1+len(layer.skips))*nf, nf) if skip=='concat' else batch_norm(nf)
+        self.skip = (None if not i else relu_conv_bn((1+len(layer.skips))*nf, nf)
+                     if skip=='concat' else batch_norm(nf))
 
     def forward(self,
         xs,     # Outputs by number: 0 is the stem's, j that of layer j (counted from 1)
@@ -214,7 +236,8 @@ class FinalLayer(nn.Module):
 
 # %% ../nbs/08_macro.ipynb #00000021
 def _one_of(name, value, *allowed):
-    if value not in allowed: raise ValueError(f"{name} is {value!r}, allowed are {', '.join(map(repr, allowed))}")
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}, allowed are {', '.join(map(repr, allowed))}")
 
 class MacroNet(_MacroBase):
     "The final network of one macro architecture (`general_child.py` with a fixed architecture)."
@@ -225,13 +248,13 @@ class MacroNet(_MacroBase):
         width=96,  # Channels after the stem; they double at each of the two pools
         dropout=.5, # Before the linear layer
         skip='concat', # How skips are combined: `'concat'` (with a 1x1 convolution) or `'sum'`
-        sep='separable', # Is a "separable" op `'separable'` or, as in the published networks, a `'full'` convolution?
+        sep='separable', # Is a "separable" op `'separable'`, or `'full'`, as in published networks?
         stem_stride=1, # 2 halves the image at once, for small budgets
     ):
         _one_of('skip', skip, 'concat', 'sum'); _one_of('sep', sep, 'separable', 'full')
         nodes = arch.nodes
-        super().__init__(arch.space, n_in, n_out, [width, 2*width, 4*width], dropout, 'running', stem_stride,
-                         lambda i,nf: FinalLayer(i, nodes[i], nf, skip, sep))
+        super().__init__(arch.space, n_in, n_out, [width, 2*width, 4*width], dropout, 'running',
+                         stem_stride, lambda i,nf: FinalLayer(i, nodes[i], nf, skip, sep))
         self.arch, self._nodes = arch, nodes
 
     def forward(self,
@@ -244,12 +267,13 @@ class MacroNet(_MacroBase):
 def sizes(self:MacroSpace,
           part, # The search or final part of a preset
          ):
-    "What a preset gives to the networks. `sep` is left to the caller: derived and published architectures differ in it."
+    "What a preset gives to the networks. Architectures differ in `sep`, so it is the caller's."
     sizes = {o: getattr(part, o, None) for o in ('width', 'dropout', 'bn_eval', 'skip')}
     return {k: v for k,v in sizes.items() if v is not None}
 
 def _check_layers(space, n_layers):
-    if n_layers not in (None, space.n_layers): raise ValueError(f'n_layers is {n_layers}, but the space has {space.n_layers} layers')
+    if n_layers not in (None, space.n_layers):
+        raise ValueError(f'n_layers is {n_layers}, but the space has {space.n_layers} layers')
 
 @patch
 def shared_net(self:MacroSpace,

@@ -48,7 +48,8 @@ def random_state(
     kind,keys,*rest = np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     own  = {i: dl.rng.getstate() for i,dl in enumerate(dls.loaders) if hasattr(dl, 'rng')}
-    return dict(python=random.getstate(), numpy=(kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+    return dict(python=random.getstate(),
+                numpy=(kind, torch.from_numpy(keys.astype(np.int64)), *rest),
                 torch=torch.get_rng_state(), cuda=cuda, loaders=own)
 
 def set_random_state(
@@ -73,7 +74,7 @@ def keep_random(
 
 # %% ../nbs/appendix/memory.ipynb #02776aef
 def _rows(t, idxs):
-    "`t[idxs]`; of images by whole rows of [n, H, W, C], which is ten times faster and comes out channels_last"
+    "`t[idxs]`; of images by whole rows of [n, H, W, C]: ten times faster, and channels_last"
     if t.ndim!=4: return t.index_select(0, idxs)
     return t.permute(0,2,3,1).index_select(0, idxs).permute(0,3,1,2)
 
@@ -81,9 +82,9 @@ class MemoryDataset(GetAttr):
     "Tensors of equal length, and an empty fastai `source` that knows what they mean"
     _default = 'source'
     def __init__(self,
-        tensors,        # tuple of tensors with equal first dimension, e.g. images [n, C, H, W] and labels [n]
+        tensors,        # tuple of tensors with equal first dimension, e.g. images and labels
         types,          # tuple of their fastai types, e.g. (`TensorImage`, `TensorCategory`)
-        source,         # dataset that knows `vocab`, `n_inp` and how to `decode` an item; holds no data
+        source,         # dataset with `vocab` and `n_inp` that can `decode` an item; holds no data
         split_idx=None, # 0: training, random transforms apply; 1: validation, they do not
     ):
         store_attr('types,source,split_idx')
@@ -94,8 +95,10 @@ class MemoryDataset(GetAttr):
                              'the first dimension counts items')
 
     def __len__(self): return len(self.tensors[0])
-    def __getitem__(self, i): return tuple(t[i].as_subclass(o) for t,o in zip(self.tensors, self.types))
-    def __repr__(self): return f'MemoryDataset of {[(tuple(t.shape), str(t.dtype)) for t in self.tensors]}'
+    def __getitem__(self, i):
+        return tuple(t[i].as_subclass(o) for t,o in zip(self.tensors, self.types))
+    def __repr__(self):
+        return f'MemoryDataset of {[(tuple(t.shape), str(t.dtype)) for t in self.tensors]}'
     @property
     def device(self): return self.tensors[0].device
     @property
@@ -133,7 +136,7 @@ class BatchRandom(Transform):
     split_idx,order,generator = 0,100,None
 
 class MemoryDL(TfmdDL):
-    "A fastai loader that cuts batches out of a `MemoryDataset`; their order depends on `seed` and `epoch` alone"
+    "A fastai loader of batches of a `MemoryDataset`; `seed` and `epoch` alone give their order"
     def __init__(self,
         dataset,       # `MemoryDataset`; `TypeError` for another
         bs=64,         # items a batch
@@ -142,15 +145,18 @@ class MemoryDL(TfmdDL):
         **kwargs       # `after_batch`, `drop_last`, `device`, ... of `TfmdDL`
     ):
         if not isinstance(dataset, MemoryDataset):
-            raise TypeError(f'a MemoryDL reads a MemoryDataset, not {type(dataset).__name__}; see `memory_dls`')
+            raise TypeError(f'a MemoryDL reads a MemoryDataset, not {type(dataset).__name__}; '
+                            'see `memory_dls`')
         self.seed,self.epoch = seed,0
-        state = random.getstate()     # fastai's `DataLoader` draws a seed for an order that is not used here
+        # fastai's `DataLoader` draws a seed for an order that is not used here
+        state = random.getstate()
         try: super().__init__(dataset, bs=bs, shuffle=shuffle, **merge(kwargs, dict(num_workers=0)))
         finally: random.setstate(state)
 
     def get_idxs(self):
         n = len(self.dataset) if self.n is None else self.n
-        return torch.randperm(n, generator=rng(self.seed, 'order', self.epoch)) if self.shuffle else torch.arange(n)
+        return (torch.randperm(n, generator=rng(self.seed, 'order', self.epoch)) if self.shuffle
+                else torch.arange(n))
 
     @property
     def device(self): return self._device
@@ -176,13 +182,15 @@ def batch(self:MemoryDL,
 def __iter__(self:MemoryDL):
     self.before_iter()
     epoch,device,idxs = self.epoch,self.dataset.device,self.get_idxs()
-    if not isinstance(idxs, Tensor): idxs = torch.tensor(list(islice(idxs, self.n)), dtype=torch.long)
+    if not isinstance(idxs, Tensor):
+        idxs = torch.tensor(list(islice(idxs, self.n)), dtype=torch.long)
     draws   = rng(self.seed, 'augment', epoch, device=device)
     foreign = any(isinstance(o, RandTransform) for o in self.after_batch.fs)
     self.epoch = epoch+1
     for i,idx in enumerate(idxs.to(device).split(self.bs)):
         if self.drop_last and len(idx)<self.bs: break
-        with no_random(_seed(self.seed, 'augment', epoch, i), reproducible=False) if foreign else nullcontext():
+        with (no_random(_seed(self.seed, 'augment', epoch, i), reproducible=False) if foreign
+              else nullcontext()):
             b = self.batch(idx, draws, self.dataset.split_idx)
         yield b
     self.after_iter()
@@ -209,7 +217,8 @@ def new(self:MemoryDL,
     return res
 
 @patch
-def _one_pass(self:MemoryDL): self._n_inp,self._types = self.dataset.n_inp,{tuple: list(self.dataset.types)}
+def _one_pass(self:MemoryDL):
+    self._n_inp,self._types = self.dataset.n_inp,{tuple: list(self.dataset.types)}
 
 # %% ../nbs/appendix/memory.ipynb #36406b92
 class DataEpoch(Callback):
@@ -223,16 +232,19 @@ def _collect(dl):
     "All batches of `dl` as one tuple of tensors, and their fastai types"
     try: batches = [b if isinstance(b, (tuple,list)) else (b,) for b in dl]
     except RuntimeError as e:
-        raise ValueError('items of different shapes cannot share a tensor; give them one size first, '
-                         'e.g. `item_tfms=Resize(32)`') from e
+        raise ValueError('items of different shapes cannot share a tensor; '
+                         'give them one size first, e.g. `item_tfms=Resize(32)`') from e
     if seq_len := getattr(dl, 'seq_len', None):   # the windows that end a text are shorter
         batches = [b for b in batches if b[0].shape[1]==seq_len]
     if not batches: raise ValueError('a loader without items cannot be kept in memory')
     first = batches[0]
-    alike = lambda b,o,like: isinstance(o, Tensor) and len(o)==len(b[0]) and o.shape[1:]==like.shape[1:]
+    alike = lambda b,o,like: (isinstance(o, Tensor) and len(o)==len(b[0])
+                              and o.shape[1:]==like.shape[1:])
     if not all(alike(b, o, like) for b in batches for o,like in zip(b, first)):
-        raise ValueError(f'only tuples of equally long tensors can be kept in memory, not {[type(o).__name__ for o in first]}')
-    return tuple(torch.cat([o.as_subclass(Tensor) for o in part]) for part in zip(*batches)),tuple(type(o) for o in first)
+        raise ValueError('only tuples of equally long tensors can be kept in memory, '
+                         f'not {[type(o).__name__ for o in first]}')
+    return (tuple(torch.cat([o.as_subclass(Tensor) for o in part]) for part in zip(*batches)),
+            tuple(type(o) for o in first))
 
 class _Decode(ItemTransform):
     "For batches that are transformed already: undoes `pipe` when they are shown"
@@ -240,11 +252,13 @@ class _Decode(ItemTransform):
     def decodes(self, b): return self.pipe.decode(tuple(b))
     def to(self, device):
         for o in self.pipe.fs:
-            for a in L(getattr(o, 'parameters', None)): setattr(o, a, to_device(getattr(o, a), device))
+            for a in L(getattr(o, 'parameters', None)):
+                setattr(o, a, to_device(getattr(o, a), device))
 
 def _stacked(items, with_labels):
     "Test `items` as a tuple of tensors, if they are tensors or arrays; None otherwise"
-    if with_labels and isinstance(items, (list,L)) and all(isinstance(o, tuple) and isinstance(o[0], Tensor) for o in items):
+    if (with_labels and isinstance(items, (list,L))
+        and all(isinstance(o, tuple) and isinstance(o[0], Tensor) for o in items)):
         items = tuple(torch.stack(o) for o in zip(*items))
     if isinstance(items, np.ndarray): items = torch.from_numpy(items)
     if isinstance(items, Tensor): items = (items,)
@@ -255,28 +269,32 @@ class MemoryDataLoaders(DataLoaders):
     "`DataLoaders` of `MemoryDL`s; test data are opened by `open_test`, never by training"
     test_source = None
     def test_dl(self,
-        test_items,        # what the training items were made of, or tensors as the loader holds them
+        test_items,        # like what the training items were made of, or tensors as they are held
         rm_type_tfms=None, # type transforms to skip, as in fastai
         with_labels=False, # do the items carry labels?
         **kwargs           # of `MemoryDL`, e.g. `bs`
     ):
         "A `MemoryDL` of `test_items`, treated as validation data are"
-        dl,ds,kwargs = self.valid,self.valid.dataset,merge(dict(shuffle=False, drop_last=False), kwargs)
+        dl,ds,kwargs = (self.valid, self.valid.dataset,
+                        merge(dict(shuffle=False, drop_last=False), kwargs))
         if not isinstance(test_items, MemoryDataset):
             tensors = _stacked(test_items, with_labels)
             if tensors is None: tensors = self._piped(test_items, rm_type_tfms, with_labels)
             k = len(tensors)
-            source = ds.source if k==len(ds.types) else Datasets(tls=ds.source.tls[:k], n_inp=ds.n_inp)
+            source = (ds.source if k==len(ds.types) else
+                      Datasets(tls=ds.source.tls[:k], n_inp=ds.n_inp))
             test_items = MemoryDataset(tensors, ds.types[:k], source, 1)
         return dl.new(test_items, **kwargs)
 
     def _piped(self, items, skip, with_labels):
-        "Test `items` as a tuple of tensors, after the transforms that made the validation data, one by one"
+        "Test `items` as a tuple of tensors, one by one through the transforms of validation data"
         dl,source = self.valid,self.valid.dataset.source
         skip = ifnone(skip, None if source.tls[0].types else 0)
-        whole = [o.pipe for o in dl.after_batch.fs if isinstance(o, _Decode)]   # of data that are kept transformed
-        raw = TfmdDL(test_set(source, items, skip, with_labels), bs=dl.bs, num_workers=0, after_item=dl.after_item,
-                     before_batch=dl.before_batch, after_batch=whole[0] if whole else [], device=dl.device, do_setup=False)
+        # of data that are kept transformed
+        whole = [o.pipe for o in dl.after_batch.fs if isinstance(o, _Decode)]
+        raw = TfmdDL(test_set(source, items, skip, with_labels), bs=dl.bs, num_workers=0,
+                     after_item=dl.after_item, before_batch=dl.before_batch,
+                     after_batch=whole[0] if whole else [], device=dl.device, do_setup=False)
         return _collect(raw)[0]
 
 # %% ../nbs/appendix/memory.ipynb #74b2a0d8
@@ -295,7 +313,8 @@ def _memory_dl(dl, transformed, seed):
     args = dict(bs=ifnone(dl.bs if fastai else dl.batch_size, 64))
     if fastai:
         after = [_Decode(dl.after_batch)] if transformed else dl.after_batch
-        args |= dict(shuffle=dl.shuffle, after_item=dl.after_item, before_batch=dl.before_batch, after_batch=after, device=dl.device)
+        args |= dict(shuffle=dl.shuffle, after_item=dl.after_item, before_batch=dl.before_batch,
+                     after_batch=after, device=dl.device)
     return MemoryDL(ds, seed=seed, drop_last=dl.drop_last, do_setup=False, **args)
 
 def cache_valid(
@@ -320,6 +339,7 @@ def random_batch(
     generator,   # e.g. `rng(seed, 'reward', epoch, step)`, on any device
 ) -> tuple:
     "A batch of `n` items without replacement, no augmentation"
-    if n>len(dl.dataset): raise ValueError(f'a batch of {n} out of {len(dl.dataset)} items; draw at most all of them')
+    if n>len(dl.dataset):
+        raise ValueError(f'a batch of {n} out of {len(dl.dataset)} items; draw at most all of them')
     idxs = torch.randperm(len(dl.dataset), generator=generator, device=generator.device)[:n]
     return dl.batch(idxs.to(dl.dataset.device), generator)

@@ -18,8 +18,8 @@ from fastcore.basics import patch
 from torch import nn
 from .space import Arch, Op, SearchSpace, Step, loose_ends, make_graph
 from .presets import paper, released
-from enas_nb.layers import (AuxHead, FactorizedReduction, Head, PathNet, batch_norm, conv, drop_path, pool, relu_conv_bn,
-    sep_stack)
+from .layers import (AuxHead, FactorizedReduction, Head, PathNet, batch_norm, conv,
+                            drop_path, pool, relu_conv_bn, sep_stack)
 
 # %% ../nbs/09_micro.ipynb #00000005
 def micro_pool(nf, # Channels
@@ -45,27 +45,35 @@ micro_ops = (
 # %% ../nbs/09_micro.ipynb #00000008
 @dataclass(frozen=True)
 class MicroSpace(SearchSpace):
-    "A normal and a reduction cell of `n_nodes` computed nodes each (paper, 2.4; its B counts the two inputs too, so B = 7 is 5 here)."
+    """A normal and a reduction cell of `n_nodes` computed nodes each (paper, 2.4).
+
+    The paper's B counts the two inputs too, so B = 7 is 5 here."""
     name: ClassVar[str] = 'micro'
     n_nodes: int = 5 # Computed nodes in a cell, the authors' `num_cells`
-    ops: tuple = micro_ops # Any of these by name, or rows of your own; an op's integer is its place in the list
-    sep_bias:  float = field(default=10., compare=False) # Where the learned bias of separable convolutions starts; 0 favours none
-    sep_prior: float = field(default=.25, compare=False) # Fixed ±logit for and against them in the normal cell; 0 favours none
+    ops: tuple = micro_ops # Any of these by name, or your own rows; an op's integer is its place
+    sep_bias:  float = field( # Where separable convolutions' learned bias starts; 0 favours none
+        default=10., compare=False)
+    sep_prior: float = field( # Fixed ±logit for and against them in the normal cell; 0 favours none
+        default=.25, compare=False)
     presets = dict(released=released['micro'], paper=paper['micro'])
     rail = False
 
     @property
-    def op_bias(self): return tuple(float(self.sep_bias) if o.startswith('sep') else 0. for o in self.ops)
+    def op_bias(self):
+        return tuple(float(self.sep_bias) if o.startswith('sep') else 0. for o in self.ops)
 
     def decisions(self):
-        prior = tuple(self.sep_prior if o.startswith('sep') else -self.sep_prior for o in self.ops) if self.sep_prior else ()
+        prior = tuple(self.sep_prior if o.startswith('sep') else -self.sep_prior
+                      for o in self.ops) if self.sep_prior else ()
         for c,part in enumerate(('normal', 'reduction')):
             at0, mem0 = c*4*self.n_nodes, c*(2+self.n_nodes)
-            for j in range(2): yield Step('none', f'{part} cell, input {j}', remember='zero', part=part)
+            for j in range(2):
+                yield Step('none', f'{part} cell, input {j}', remember='zero', part=part)
             for i in range(self.n_nodes):
                 at, name = at0+4*i, f'{part} cell, node {i+2}'
                 pick = dict(n=i+2, among=tuple(range(mem0, mem0+i+2)), feed='state', part=part)
-                op = dict(n=len(self.ops), feed='op', bias=prior if c==0 else (), reduce=True, part=part)
+                op = dict(n=len(self.ops), feed='op', bias=prior if c==0 else (), reduce=True,
+                          part=part)
                 yield Step('index', f'{name}, index 1', at=at,   **pick)
                 yield Step('index', f'{name}, index 2', at=at+2, **pick)
                 yield Step('op',    f'{name}, op 1',    at=at+1, **op)
@@ -85,13 +93,15 @@ def nodes(self:MicroSpace,
           code, # A checked encoding
          ):
     "The two cells of an encoding: a dict of lists of `Node`s."
-    def cell(code): return [Node(i1, self.ops[o1], i2, self.ops[o2]) for i1,o1,i2,o2 in zip(*[iter(code)]*4)]
+    def cell(code):
+        return [Node(i1, self.ops[o1], i2, self.ops[o2]) for i1,o1,i2,o2 in zip(*[iter(code)]*4)]
     return dict(normal=cell(code[:4*self.n_nodes]), reduction=cell(code[4*self.n_nodes:]))
 
 def cell_ends(cell): # `Node`s of a micro cell
     "The nodes of a cell, its inputs 0 and 1 included, that no node reads."
     return loose_ends([j for o in cell for j in (o.i1, o.i2)], len(cell)+2)
 
+# %% ../nbs/09_micro.ipynb #5d0a4b42
 def _cell_graph(part, n, cell):
     "Nodes and edges of one cell; without a `cell`, all edges that any has."
     node  = lambda i: (part, i)
@@ -99,8 +109,10 @@ def _cell_graph(part, n, cell):
         (j, i+2, op) for i,o in enumerate(cell) for j,op in ((o.i1,o.op1), (o.i2,o.op2))]
     loose = range(n+2) if cell is None else cell_ends(cell)
     notes = ('two cells before', 'the cell before')
-    nodes = [(node(i), f'input {i}', None, o) for i,o in enumerate(notes)] + [(node(i), f'node {i}', None) for i in range(2, n+2)]
-    edges = [(node(j), node(i), 'flow', op) for j,i,op in reads] + [(node(i), node(n+2), 'loose', None) for i in loose]
+    nodes = ([(node(i), f'input {i}', None, o) for i,o in enumerate(notes)] +
+             [(node(i), f'node {i}', None) for i in range(2, n+2)])
+    edges = ([(node(j), node(i), 'flow', op) for j,i,op in reads] +
+             [(node(i), node(n+2), 'loose', None) for i in loose])
     return [*nodes, (node(n+2), 'output', None, 'concatenated')], edges
 
 @patch
@@ -120,48 +132,58 @@ class Genotype(NamedTuple):
     reduce: list        # pairs of the reduction cell
     reduce_concat: list # nodes of the reduction cell that are concatenated
 
-_darts = dict(sep3x3='sep_conv_3x3', sep5x5='sep_conv_5x5', avg3x3='avg_pool_3x3', max3x3='max_pool_3x3', identity='skip_connect')
+_darts = dict(sep3x3='sep_conv_3x3', sep5x5='sep_conv_5x5', avg3x3='avg_pool_3x3',
+              max3x3='max_pool_3x3', identity='skip_connect')
 
-def to_genotype(arch:Arch): # A micro architecture; a `ValueError` for an op that DARTS does not have
+def to_genotype(arch:Arch): # A micro architecture; `ValueError` for an op that DARTS lacks
     "The DARTS genotype of a micro architecture."
-    if not isinstance(arch.space, MicroSpace): raise TypeError(f'a genotype describes a micro architecture, not one of {arch.space}')
+    if not isinstance(arch.space, MicroSpace):
+        raise TypeError(f'a genotype describes a micro architecture, not one of {arch.space}')
     def pair(op, j):
-        if op not in _darts: raise ValueError(f"op {op!r} has no name in DARTS, allowed are {', '.join(_darts)}")
+        if op not in _darts:
+            raise ValueError(f"op {op!r} has no name in DARTS, allowed are {', '.join(_darts)}")
         return _darts[op], j
-    normal, reduce = ([pair(op, j) for o in cell for op,j in ((o.op1,o.i1), (o.op2,o.i2))] for cell in arch.nodes.values())
-    return Genotype(normal, list(cell_ends(arch.nodes['normal'])), reduce, list(cell_ends(arch.nodes['reduction'])))
+    normal, reduce = ([pair(op, j) for o in cell for op,j in ((o.op1,o.i1), (o.op2,o.i2))]
+                      for cell in arch.nodes.values())
+    return Genotype(normal, list(cell_ends(arch.nodes['normal'])),
+                    reduce, list(cell_ends(arch.nodes['reduction'])))
 
 # %% ../nbs/09_micro.ipynb #1afad635
 def _parse_genotype(text):
     "A `Genotype` from its text; nothing in it is run."
     def value(o):
-        if isinstance(o, ast.Call) and getattr(o.func, 'id', '')=='range': return list(range(*map(ast.literal_eval, o.args)))
+        if isinstance(o, ast.Call) and getattr(o.func, 'id', '')=='range':
+            return list(range(*map(ast.literal_eval, o.args)))
         return ast.literal_eval(o)
     try:
         call = ast.parse(text.strip(), mode='eval').body
         return Genotype(*map(value, call.args), **{k.arg: value(k.value) for k in call.keywords})
     except (SyntaxError, ValueError, TypeError, AttributeError):
-        raise ValueError("not a genotype, which looks like Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=[...], "
-                         'reduce=[...], reduce_concat=[...])') from None
+        raise ValueError("not a genotype, which looks like Genotype(normal=[('sep_conv_3x3', 0), "
+                         '...], normal_concat=[...], reduce=[...], reduce_concat=[...])') from None
 
-def from_genotype(g): # A `Genotype`, any object like it, or its text; `ValueError` if an ENAS cell cannot say it
+def from_genotype(g): # A `Genotype`, the like, or its text; `ValueError` if ENAS cannot say it
     "The micro architecture that a DARTS genotype describes."
     if isinstance(g, str): g = _parse_genotype(g)
     n, other = len(g.normal), len(g.reduce)
-    if n!=other: raise ValueError(f'the cells of the genotype have {n} and {other} pairs, those of an ENAS space the same number')
+    if n!=other:
+        raise ValueError(f'the cells of the genotype have {n} and {other} pairs, '
+                         'those of an ENAS space the same number')
     names, code = {v:k for k,v in _darts.items()}, []
     for op,j in (*g.normal, *g.reduce):
-        if op not in names: raise ValueError(f"op {op!r} is not in the micro space, allowed are {', '.join(names)}")
+        if op not in names:
+            raise ValueError(f"op {op!r} is not in the micro space, allowed are {', '.join(names)}")
         code += [j, MicroSpace.ops.index(names[op])]
     arch = Arch(MicroSpace(n//2), code)
     for (part,cell),concat in zip(arch.nodes.items(), (g.normal_concat, g.reduce_concat)):
         if tuple(concat)!=cell_ends(cell):
-            raise ValueError(f'the genotype concatenates nodes {list(concat)} of its {part} cell, an ENAS cell its loose ends, '
+            raise ValueError(f'the genotype concatenates nodes {list(concat)} of its {part} cell, '
+                             'an ENAS cell its loose ends, '
                              f'which are {list(cell_ends(cell))}')
     return arch
 
 # %% ../nbs/09_micro.ipynb #97b75b36
-def reduction_layers(n_layers): # Normal cells of the network, the authors' `num_layers`; a `ValueError` for none
+def reduction_layers(n_layers): # Normal cells, the authors' `num_layers`; `ValueError` for none
     "The cells, counted from 0, that are reduction cells."
     if n_layers<1: raise ValueError(f'n_layers is {n_layers}, allowed is 1 or more')
     N = n_layers//3
@@ -189,8 +211,10 @@ class SharedCell(nn.Module):
         def side(n): return nn.ModuleDict({o: ops(o, n) for o in space.ops})
         self.reduce    = FactorizedReduction(nis[1], nf, bn_eval) if halve else None
         if halve: nis  = nis[1], nf
-        self.calibrate = nn.ModuleList([calibrate(nis[0], nf, halve, bn_eval), calibrate(nis[1], nf, False, bn_eval)])
-        self.nodes     = nn.ModuleList([nn.ModuleList([side(i+2), side(i+2)]) for i in range(space.n_nodes)])
+        self.calibrate = nn.ModuleList([calibrate(nis[0], nf, halve, bn_eval),
+                                        calibrate(nis[1], nf, False, bn_eval)])
+        self.nodes     = nn.ModuleList([nn.ModuleList([side(i+2), side(i+2)])
+                                        for i in range(space.n_nodes)])
         self.out       = nn.ParameterList([conv(nf, nf).weight for _ in range(space.n_nodes+2)])
         self.bn        = batch_norm(nf, bn_eval)
 
@@ -200,7 +224,8 @@ class SharedCell(nn.Module):
         ends):     # Their loose ends
         if self.reduce is not None: prev,cur = cur,self.reduce(cur)
         xs = [self.calibrate[0](prev), self.calibrate[1](cur)]
-        for (a,b),o in zip(self.nodes, nodes): xs.append(a[o.op1][o.i1](xs[o.i1]) + b[o.op2][o.i2](xs[o.i2]))
+        for (a,b),o in zip(self.nodes, nodes):
+            xs.append(a[o.op1][o.i1](xs[o.i1]) + b[o.op2][o.i2](xs[o.i2]))
         x,w = torch.cat([xs[j] for j in ends], 1), torch.cat([self.out[j] for j in ends], 1)
         return cur, self.bn(F.conv2d(F.relu(x), w))
 
@@ -211,7 +236,8 @@ class _MicroBase(PathNet):
         super().__init__()
         at, nf = reduction_layers(n_layers), width
         self.n_layers, self.aux_at = n_layers, at[1]+1
-        self.stem  = nn.Sequential(conv(n_in, 3*width, 3, stride=stem_stride), batch_norm(3*width, bn_eval))
+        self.stem  = nn.Sequential(conv(n_in, 3*width, 3, stride=stem_stride),
+                                   batch_norm(3*width, bn_eval))
         self.cells = nn.ModuleList()
         prev = cur = 0,3*width # times that the image was halved, channels
         for i in range(n_layers+2):
@@ -229,45 +255,50 @@ class _MicroBase(PathNet):
         return prev,cur,aux
 
     def run_path(self, x, args):
-        "Logits for images `x`, in training also those of an auxiliary head; cell `i` gets `*args[i]` beside its inputs."
+        "Logits for images `x`, in training an auxiliary head's, too; cell `i` gets `*args[i]` too."
         _,cur,aux = self.run_steps(x, args)
         logits = self.head(F.relu(cur))
         return logits if aux is None else (logits, aux)
 
 # %% ../nbs/09_micro.ipynb #0000001e
 class SharedMicroNet(_MicroBase):
-    "The shared weights ω of all architectures of a micro space; `forward` runs the path `arch` only (`micro_child.py`)."
+    "The shared weights ω of a micro space; only the path `arch` runs (`micro_child.py`)."
     def __init__(self,
         space:MicroSpace, # The space, with its number of nodes and its ops
         n_in=3,    # Channels of the image
         n_out=10,  # Classes
         n_layers=6, # Normal cells, the authors' `num_layers`; two reduction cells come on top
-        width=20,  # Channels of the first cells, the authors' `out_filters`; they double at each reduction
+        width=20,  # Channels of the first cells, the authors' `out_filters`, doubled at reductions
         dropout=.1, # Before the linear layer
         bn_eval='batch', # Batch norm's statistics outside training: `'batch'` or `'running'`
         stem_stride=1, # 2 halves the image at once, for small budgets
-        aux=False, # With an auxiliary head, as the released script has it? Training mode then returns (logits, auxiliary logits)
+        aux=False, # An auxiliary head, as in the script? Training then returns (logits, auxiliary)
     ):
         def cell(halve, prev, cur, nf):
             at = cur[0]+halve,nf
-            return SharedCell(space, (prev[1], cur[1]), nf, halve, bn_eval), (at if halve else cur), at
+            return (SharedCell(space, (prev[1], cur[1]), nf, halve, bn_eval),
+                    (at if halve else cur), at)
         super().__init__(n_in, n_out, n_layers, width, dropout, bn_eval, stem_stride, aux, cell)
         self.space, self.bn_eval, self._arch = space, bn_eval, None
 
     @property
-    def arch(self): "The architecture whose path runs; `ValueError` when one of another space is set."; return self._arch
+    def arch(self):
+        "The architecture whose path runs; `ValueError` when one of another space is set."
+        return self._arch
     @arch.setter
     def arch(self, arch):
-        if arch is not None and arch.space!=self.space: raise ValueError(f'an architecture of {arch.space} in a network for {self.space}')
+        if arch is not None and arch.space!=self.space:
+            raise ValueError(f'an architecture of {arch.space} in a network for {self.space}')
         self._arch = arch
         if arch is None: return
-        cells, at = [(o, cell_ends(o)) for o in arch.nodes.values()], reduction_layers(self.n_layers)
+        cells, at = ([(o, cell_ends(o)) for o in arch.nodes.values()],
+                     reduction_layers(self.n_layers))
         self._paths = [cells[i in at] for i in range(self.n_layers+2)]
 
-    def forward(self,
-        x): # [n, `n_in`, h, w]
+    def forward(self, x): # [n, `n_in`, h, w]
         "Logits: [n, `n_out`], in training with an auxiliary head a pair of them."
-        if self._arch is None: raise ValueError('no architecture is set: give the network one with `net.arch = arch`')
+        if self._arch is None:
+            raise ValueError('no architecture is set: give the network one with `net.arch = arch`')
         return self.run_path(x, self._paths)
 
 # %% ../nbs/09_micro.ipynb #0000002b
@@ -282,10 +313,13 @@ class FinalCell(nn.Module):
         super().__init__()
         def op(o, j): return o.final(nf, stride=1+(halve and j<2))
         self.spec, self.ends = nodes, cell_ends(nodes)
-        self.calibrate = nn.ModuleList([calibrate(nis[0], nf, older_larger), calibrate(nis[1], nf, False)])
+        self.calibrate = nn.ModuleList([calibrate(nis[0], nf, older_larger),
+                                        calibrate(nis[1], nf, False)])
         self.base      = relu_conv_bn(nf, nf)
-        self.nodes     = nn.ModuleList([nn.ModuleList([op(o.op1, o.i1), op(o.op2, o.i2)]) for o in nodes])
-        self.fit       = nn.ModuleDict({str(j): FactorizedReduction(nf, nf) for j in self.ends if halve and j<2})
+        self.nodes     = nn.ModuleList([nn.ModuleList([op(o.op1, o.i1), op(o.op2, o.i2)])
+                                        for o in nodes])
+        self.fit       = nn.ModuleDict({str(j): FactorizedReduction(nf, nf)
+                                        for j in self.ends if halve and j<2})
 
     def forward(self,
         prev, cur, # Outputs of the last but one and the last cell
@@ -294,8 +328,10 @@ class FinalCell(nn.Module):
         def side(op, name, j):
             x = op(xs[j])
             return drop_path(x, p) if p and name!='identity' else x
-        for (a,b),o in zip(self.nodes, self.spec): xs.append(side(a, o.op1, o.i1) + side(b, o.op2, o.i2))
-        return cur, torch.cat([self.fit[str(j)](xs[j]) if str(j) in self.fit else xs[j] for j in self.ends], 1)
+        for (a,b),o in zip(self.nodes, self.spec):
+            xs.append(side(a, o.op1, o.i1) + side(b, o.op2, o.i2))
+        return cur, torch.cat([self.fit[str(j)](xs[j]) if str(j) in self.fit else xs[j]
+                               for j in self.ends], 1)
 
 # %% ../nbs/09_micro.ipynb #0000002f
 class MicroNet(_MicroBase):
@@ -311,10 +347,12 @@ class MicroNet(_MicroBase):
         aux=False, # With an auxiliary head? Training mode then returns (logits, auxiliary logits)
         stem_stride=1, # 2 halves the image at once, for small budgets
     ):
-        if not 0 <= drop_path < 1: raise ValueError(f'drop_path is {drop_path}, allowed is from 0 to less than 1')
+        if not 0 <= drop_path < 1:
+            raise ValueError(f'drop_path is {drop_path}, allowed is from 0 to less than 1')
         nodes = arch.nodes
         def cell(halve, prev, cur, nf):
-            c = FinalCell(nodes['reduction' if halve else 'normal'], (prev[1], cur[1]), nf, halve, prev[0]<cur[0])
+            c = FinalCell(nodes['reduction' if halve else 'normal'], (prev[1], cur[1]), nf, halve,
+                          prev[0]<cur[0])
             return c, cur, (cur[0]+halve, nf*len(c.ends))
         super().__init__(n_in, n_out, n_layers, width, dropout, 'running', stem_stride, aux, cell)
         self.arch, self.space, self.drop_path, self.step_ratio = arch, arch.space, drop_path, 1.
@@ -335,7 +373,8 @@ def sizes(self:MicroSpace,
           part, # The search or final part of a preset
          ):
     "What a preset gives to the networks."
-    sizes = {o: getattr(part, o, None) for o in ('width', 'dropout', 'bn_eval', 'drop_path', 'n_layers')}
+    sizes = {o: getattr(part, o, None)
+             for o in ('width', 'dropout', 'bn_eval', 'drop_path', 'n_layers')}
     sizes = {k: v for k,v in sizes.items() if v is not None}
     return sizes if part.aux_weight is None else sizes | dict(aux=part.aux_weight>0)
 

@@ -23,16 +23,21 @@ class Published:
     @property
     def arch(self):
         "The architecture."
-        from enas_nb.space import find_space # with its network's torch, which a list of names does not need
+        # with its network's torch, which a list of names does not need
+        from enas_nb.space import find_space
         return find_space(self.space)(**self.args).parse(self.text)
 
 # %% ../nbs/appendix/published.ipynb #34fc4763
-_fig7 = '''3 | 2 0 | 2 1 0 | 3 1 0 0 | 1 1 0 0 1 | 2 0 0 1 1 1 | 1 1 0 1 1 1 1 | 3 1 0 0 1 1 0 1 | 2 0 1 0 1 0 0 1 0
+_fig7 = '''3 | 2 0 | 2 1 0 | 3 1 0 0 | 1 1 0 0 1 | 2 0 0 1 1 1 | 1 1 0 1 1 1 1 | 3 1 0 0 1 1 0 1 \
+| 2 0 1 0 1 0 0 1 0
     | 3 0 1 1 0 1 0 0 0 1 | 0 1 0 1 1 1 0 1 0 0 1 | 3 0 0 0 1 0 0 1 0 0 1 0'''
-_script24 = '''0 | 3 0 | 0 1 0 | 2 0 0 1 | 2 0 0 0 0 | 3 1 1 0 1 0 | 2 0 0 0 0 0 1 | 2 0 1 1 0 1 1 1 | 1 0 1 1 1 0 1 0 1
-    | 0 0 0 0 0 0 0 0 0 0 | 2 0 0 0 0 0 1 0 0 0 0 | 0 1 0 0 1 1 0 0 0 0 1 1 | 2 0 1 0 0 0 0 0 1 0 1 1 0
+_script24 = '''0 | 3 0 | 0 1 0 | 2 0 0 1 | 2 0 0 0 0 | 3 1 1 0 1 0 | 2 0 0 0 0 0 1 \
+| 2 0 1 1 0 1 1 1 | 1 0 1 1 1 0 1 0 1
+    | 0 0 0 0 0 0 0 0 0 0 | 2 0 0 0 0 0 1 0 0 0 0 | 0 1 0 0 1 1 0 0 0 0 1 1 \
+| 2 0 1 0 0 0 0 0 1 0 1 1 0
     | 1 0 0 1 0 0 0 1 1 1 0 1 0 1 | 0 1 1 0 1 0 1 0 0 0 0 0 1 0 0 | 2 0 0 1 0 0 0 0 0 0 0 1 0 1 0 1
-    | 2 0 1 0 0 0 1 0 0 1 1 1 1 0 0 1 0 | 2 0 0 0 0 1 0 1 0 1 0 0 1 0 1 0 0 1 | 3 0 1 1 0 1 0 0 0 0 0 1 0 1 0 1 0 0 0
+    | 2 0 1 0 0 0 1 0 0 1 1 1 1 0 0 1 0 | 2 0 0 0 0 1 0 1 0 1 0 0 1 0 1 0 0 1 \
+| 3 0 1 1 0 1 0 0 0 0 0 1 0 1 0 1 0 0 0
     | 3 0 1 1 0 0 0 0 0 0 0 0 0 1 1 0 0 0 0 1 | 0 1 0 0 1 0 1 1 0 0 0 1 0 0 0 0 0 1 1 0 0
     | 3 0 1 0 1 1 0 0 1 0 1 1 0 1 1 0 1 0 0 1 0 0 | 0 1 0 1 0 1 0 0 0 0 0 0 0 0 1 0 1 0 0 1 0 0 0
     | 0 1 1 0 0 0 1 1 1 0 1 0 0 0 1 0 1 0 0 1 1 0 0 0'''
@@ -44,13 +49,15 @@ _script_ops  = ('conv3x3', 'sep3x3', 'conv5x5', 'sep5x5')
 
 published = {
     'cifar10-macro': Published('macro', dict(n_layers=12), _fig7,
-        "the paper's Figure 7, 96 channels; one more skip may be in the figure", dict(width=96, sep='full')),
+        "the paper's Figure 7, 96 channels; one more skip may be in the figure",
+        dict(width=96, sep='full')),
     'cifar10-macro-wide': Published('macro', dict(n_layers=12), _fig7,
         "the paper's Figure 7, 128 channels, so 512 at the end", dict(width=128, sep='full')),
     'cifar10-macro-script': Published('macro', dict(n_layers=24, ops=_script_ops), _script24,
         'cifar10_macro_final.sh', dict(width=96, sep='full')),
     'cifar10-micro': Published('micro', dict(n_nodes=5), _micro,
-        'cifar10_micro_final.sh, with the 18 layers that the paper counts', dict(n_layers=18, width=36, aux=True)),
+        'cifar10_micro_final.sh, with the 18 layers that the paper counts',
+        dict(n_layers=18, width=36, aux=True)),
     'cifar10-micro-script': Published('micro', dict(n_nodes=5), _micro,
         'cifar10_micro_final.sh, with its 15 layers', dict(n_layers=15, width=36, aux=True)),
     'ptb-cell': Published('recurrent', dict(n_nodes=12), _cell,
@@ -69,17 +76,20 @@ heads = {k: RecipeHead(about) for k,about in {
     'digits-macro': "scikit-learn's 8x8 digits, 6 layers: some minute on one core",
     'digits-micro': "scikit-learn's 8x8 digits, cells of 4 nodes: some 2 minutes on one core",
     'fashion-macro': 'Fashion-MNIST, 10,000 training images, 6 layers: some 10 minutes on one core',
-    'cifar10-macro-small': 'CIFAR-10, 20,000 training images, 6 layers: some 15 minutes on one core',
-    'cifar10-micro-small': 'CIFAR-10, 10,000 training images, cells of 5 nodes: some 15 minutes on one core',
-    'text-small': 'The prose of installed docstrings, 80,000 words, 2,000 different ones, cells of 8 nodes: '
-                  'some 6 minutes on one core',
-    'ptb-small': 'Penn Treebank, 300,000 training words, cells of 8 nodes: some 45 minutes on one core, '
-                 'fewer with OMP_NUM_THREADS=2'}.items()}
+    'cifar10-macro-small':
+        'CIFAR-10, 20,000 training images, 6 layers: some 15 minutes on one core',
+    'cifar10-micro-small':
+        'CIFAR-10, 10,000 training images, cells of 5 nodes: some 15 minutes on one core',
+    'text-small': 'The prose of installed docstrings, 80,000 words, 2,000 different ones, '
+                  'cells of 8 nodes: some 6 minutes on one core',
+    'ptb-small': 'Penn Treebank, 300,000 training words, cells of 8 nodes: '
+                 'some 45 minutes on one core, fewer with OMP_NUM_THREADS=2'}.items()}
 
 heads |= {k: RecipeHead(about, gpu=True) for k,about in {
     'cifar10-micro': "CIFAR-10 at the paper's size, 18 layers in the end",
     'cifar10-micro-cutout': 'the same with CutOut',
     'cifar10-macro': "CIFAR-10 at the paper's size, 12 layers",
     'cifar10-macro-wide': 'the same, 128 channels in the end',
-    'ptb': "Penn Treebank at the paper's size with the numbers of the authors' first code, cells of 12 nodes",
+    'ptb': "Penn Treebank at the paper's size with the numbers of the authors' first code, "
+           'cells of 12 nodes',
     'ptb-lm': "the same with the authors' later cell and numbers (enas_lm)"}.items()}

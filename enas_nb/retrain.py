@@ -21,10 +21,11 @@ from .train import preset_cbs
 
 # %% ../nbs/13_retrain.ipynb #00000008
 class StepRatio(Callback):
-    "Tells a network how much of the training is done, for the schedule of drop-path (`micro_child.py`: (step+1)/total steps)."
+    "Tells a network which share of the training is done, for drop-path (`micro_child.py`)."
     def before_batch(self):
         if self.training and hasattr(self.model, 'step_ratio'):
             n = self.n_epoch*len(self.dls.train)
+            # (step+1)/total steps
             self.model.step_ratio = min(1., (self.epoch*len(self.dls.train)+self.iter+1)/n)
 
 # %% ../nbs/13_retrain.ipynb #00000009
@@ -32,23 +33,26 @@ def arch_learner(
     dls, # Any fastai image or language-model `DataLoaders`
     arch:Arch, # The architecture
     preset=None, # A `Preset`, or the name of one of the space's; its default by default
-    cutout=None, # Side of the square that CutOut blanks in training images, in pixels, 0 for none; the preset's by default
+    cutout=None, # CutOut's square in training, its side in pixels, 0: none; by default the preset's
     metrics=None, # Of the validation row; the task's by default: accuracy, or `Perplexity()`
     loss_func=None, # That of `dls`, or cross entropy
     n_out=None, # Classes, or words; those of `dls` by default
     cbs=None, # More callbacks
-    **kwargs, # Of the final network (`width`, `n_layers`, `dropout`, `skip`, `sep`, ...) and of `Learner`
+    **kwargs, # Of its network (`width`, `n_layers`, `dropout`, `skip`, `sep`, ...) and of `Learner`
 )->Learner:
-    "A plain fastai `Learner` that trains the final network of one architecture from scratch (paper, 3.2)."
+    "A fastai `Learner` that trains one architecture's final network from scratch (paper, 3.2)."
     if not isinstance(arch, Arch):
-        raise TypeError(f'arch is a {type(arch).__name__}, an `Arch` is needed, as `space.parse(text)` or `learn.derive()` gives it')
+        raise TypeError(f'arch is a {type(arch).__name__}, an `Arch` is needed, '
+                        'as `space.parse(text)` or `learn.derive()` gives it')
     task, space = find_task(dls), arch.space
     part, (learner, sizes) = pick_preset(preset, space, task.name).final, split_kwargs(kwargs)
-    net = build_net(space.final_net, arch, task.n_in, n_out or task.n_out, **space.sizes(part) | sizes)
+    net = build_net(space.final_net, arch, task.n_in, n_out or task.n_out,
+                    **space.sizes(part) | sizes)
     cutout = part.cutout if cutout is None else cutout
     if cutout: dls = add_cutout(dls, cutout)
     if metrics is None: metrics = task.metric()
     learn = Learner(dls, net.to(memory_format=torch.channels_last), metrics=metrics,
-                    cbs=[DataEpoch(), StepRatio(), *preset_cbs(part), *L(cbs)], **learner_args(part, task, loss_func) | learner)
+                    cbs=[DataEpoch(), StepRatio(), *preset_cbs(part), *L(cbs)],
+                    **learner_args(part, task, loss_func) | learner)
     learn.part = part
     return learn

@@ -14,7 +14,8 @@ from functools import partial
 import torch
 from fastcore.basics import patch
 from fastcore.foundation import L
-from fastai.callback import progress, schedule # what every Learner should have: a progress bar, fit_one_cycle, lr_find
+# what every Learner should have: a progress bar, fit_one_cycle, lr_find
+from fastai.callback import progress, schedule
 from fastai.callback.core import Callback
 from fastai.callback.rnn import RNNRegularizer, rnn_cbs
 from fastai.callback.training import GradientClip
@@ -28,7 +29,9 @@ from .presets import Training
 
 # %% ../nbs/11_train.ipynb #0000000a
 def clock(device): # A `torch.device`, or its name
-    "Seconds, to be subtracted: processor time of this process on a CPU, real time elsewhere, when all work given to the device is done."
+    """Seconds, to be subtracted: processor time of this process on a CPU.
+
+    Elsewhere it is real time, when all work given to the device is done."""
     device = torch.device(device)
     if device.type=='cpu': return time.process_time()
     if device.type=='cuda': torch.cuda.synchronize(device)
@@ -39,8 +42,9 @@ def nesterov(params, # As a Learner's splitter gives them
              lr=.05, # Learning rate
              momentum=.9, # Nesterov momentum, fastai's `mom`
              **kwargs): # Of `torch.optim.SGD`
-    "SGD with Nesterov momentum for a Learner's `opt_func` (`utils.py`: `MomentumOptimizer(use_nesterov=True)`)."
-    sgd = partial(torch.optim.SGD, nesterov=True, momentum=momentum, foreach=True) # same numbers, fewer calls
+    "SGD with Nesterov momentum, for `opt_func` (`utils.py`: `MomentumOptimizer`, `use_nesterov`)."
+    # foreach gives the same numbers with fewer calls
+    sgd = partial(torch.optim.SGD, nesterov=True, momentum=momentum, foreach=True)
     return OptimWrapper(params, sgd, lr=lr, **kwargs)
 
 # %% ../nbs/11_train.ipynb #00000010
@@ -56,7 +60,8 @@ def with_grad(opt): # fastai's optimiser, or its wrapper of one of torch's
 class OwnEvents(Callback):
     "A callback that is asked for its own events only."
     def __call__(self, event_name):
-        if event_name=='after_fit' or hasattr(type(self), event_name): return super().__call__(event_name)
+        if event_name=='after_fit' or hasattr(type(self), event_name):
+            return super().__call__(event_name)
 
 class PathClip(OwnEvents, GradientClip):
     "fastai's `GradientClip`, for the optimiser's parameters; it walks through no modules."
@@ -64,7 +69,7 @@ class PathClip(OwnEvents, GradientClip):
 
 # %% ../nbs/11_train.ipynb #00000013
 class AuxLoss(OwnEvents):
-    "Adds `weight` times the loss of a network's auxiliary logits to the gradient (`micro_child.py`: `loss + 0.4*aux_loss`)."
+    "Adds `weight` times the auxiliary loss to the gradient (`micro_child.py`: `loss+.4*aux_loss`)."
     def __init__(self,
         weight=.4): # Of the auxiliary loss
         self.weight = weight
@@ -72,7 +77,9 @@ class AuxLoss(OwnEvents):
         self.second = None
         if self.training and isinstance(self.pred, tuple): self.learn.pred, self.second = self.pred
     def after_loss(self):
-        if self.second is not None: self.learn.loss_grad = self.loss_grad + self.weight*self.loss_func(self.second, *self.yb)
+        if self.second is not None:
+            self.learn.loss_grad = (self.loss_grad +
+                                    self.weight*self.loss_func(self.second, *self.yb))
 
 # %% ../nbs/11_train.ipynb #00000016
 def restarts_lr(epoch, # Counted from 0
@@ -100,12 +107,17 @@ def fit_restarts(self:Learner,
                  lr_min=0., # Where each cycle's cosine would end
                  cycle_mult=2, # Each cycle is that many times longer than the one before
                  cbs=None, start_epoch=0, **kwargs): # As `Learner.fit` has them
-    "Fit with warm restarts, one learning rate per epoch; cycles of `cycle_len`, `cycle_len*cycle_mult`, ... epochs (paper 3.2)."
+    """Fit with warm restarts, one learning rate per epoch (paper 3.2).
+
+    The cycles have `cycle_len`, `cycle_len*cycle_mult`, ... epochs."""
     for name,v in dict(n_cycles=n_cycles, cycle_len=cycle_len, cycle_mult=cycle_mult).items():
-        if not isinstance(v, int) or v<1: raise ValueError(f'{name} is {v!r}, allowed is an integer of 1 or more')
+        if not isinstance(v, int) or v<1:
+            raise ValueError(f'{name} is {v!r}, allowed is an integer of 1 or more')
     lr_max = self.lr if lr_max is None else lr_max
-    if not 0 <= lr_min <= lr_max: raise ValueError(f'lr_min is {lr_min}, allowed is 0 to lr_max, which is {lr_max}')
-    lr = partial(restarts_lr, cycle_len=cycle_len, cycle_mult=cycle_mult, lr_max=lr_max, lr_min=lr_min)
+    if not 0 <= lr_min <= lr_max:
+        raise ValueError(f'lr_min is {lr_min}, allowed is 0 to lr_max, which is {lr_max}')
+    lr = partial(restarts_lr, cycle_len=cycle_len, cycle_mult=cycle_mult,
+                 lr_max=lr_max, lr_min=lr_min)
     n = sum(cycle_len*cycle_mult**i for i in range(n_cycles))
     return self.fit(n, lr_max, cbs=L(EpochLR(lr))+L(cbs), start_epoch=start_epoch, **kwargs)
 
@@ -127,8 +139,10 @@ def fit_decay(self:Learner,
               lr_min=0., # Where the decay stops
               cbs=None, start_epoch=0, **kwargs): # As `Learner.fit` has them
     "Fit with one learning rate per epoch, which falls by a factor from some epoch on (paper 3.1)."
-    if not 0 < decay <= 1: raise ValueError(f'decay is {decay}, allowed is a factor above 0, up to 1')
-    if not 0 <= lr_min <= lr: raise ValueError(f'lr_min is {lr_min}, allowed is 0 to lr, which is {lr}')
+    if not 0 < decay <= 1:
+        raise ValueError(f'decay is {decay}, allowed is a factor above 0, up to 1')
+    if not 0 <= lr_min <= lr:
+        raise ValueError(f'lr_min is {lr_min}, allowed is 0 to lr, which is {lr}')
     rate = partial(decay_lr, lr=lr, decay=decay, decay_from=decay_from, lr_min=lr_min)
     return self.fit(n_epoch, lr, cbs=L(EpochLR(rate))+L(cbs), start_epoch=start_epoch, **kwargs)
 
@@ -136,11 +150,13 @@ def fit_decay(self:Learner,
 def _check_part(part):
     "Refuse what is no part of a preset."
     if not isinstance(part, Training):
-        raise TypeError(f"part is a {type(part).__name__}, a part of a preset is needed, like released['micro'].search or .final")
+        raise TypeError(f'part is a {type(part).__name__}, a part of a preset is needed, '
+                        "like released['micro'].search or .final")
 
 def _pick(name, value, known):
     "The entry of the dict `known` that a preset's field `name` asks for."
-    if value not in known: raise ValueError(f"{name} is {value!r}, allowed are {', '.join(map(repr, known))}")
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}, allowed are {', '.join(map(repr, known))}")
     return known[value]
 
 def optimizer(part): # The search or final part of a preset; `ValueError` for an unknown `opt`
@@ -153,20 +169,26 @@ def optimizer(part): # The search or final part of a preset; `ValueError` for an
 
 # %% ../nbs/11_train.ipynb #00000028
 class SumOverTime(OwnEvents):
-    "Differentiates the sum over a window's words instead of their mean: the loss times the number of time steps of the targets [bs, time]."
+    """Differentiates the sum over a window's words instead of their mean.
+
+    The loss is multiplied by the number of time steps of the targets [bs, time]."""
     order,run_valid = RNNRegularizer.order-1,False
     def after_loss(self):
         y = self.yb[0]
-        if y.ndim!=2: raise ValueError(f'targets are {tuple(y.shape)}, a loss over time needs [bs, time]')
+        if y.ndim!=2:
+            raise ValueError(f'targets are {tuple(y.shape)}, a loss over time needs [bs, time]')
         self.learn.loss_grad = self.loss_grad*y.shape[1]
 
 # %% ../nbs/11_train.ipynb #0000002b
 class FiniteClip(OwnEvents):
-    "Clips the norm of ω's gradient; zeroes it where loss or norm is not finite, so that plain SGD moves nothing then."
+    """Clips the norm of ω's gradient; zeroes it where loss or norm is not finite.
+
+    So plain SGD moves nothing then."""
     order = GradientClip.order
     def __init__(self,
-        max_norm): # Norm that the gradient of all the optimiser's parameters is clipped to; weight decay is added after that
-        if not max_norm > 0: raise ValueError(f'max_norm is {max_norm}, allowed is a number above 0')
+        max_norm): # Norm that ω's gradient is clipped to; weight decay is added after that
+        if not max_norm > 0:
+            raise ValueError(f'max_norm is {max_norm}, allowed is a number above 0')
         self.max_norm, self.count, self.shown = max_norm, 0, None
 
     @property
@@ -178,7 +200,8 @@ class FiniteClip(OwnEvents):
         loss = self.learn.loss.detach().as_subclass(torch.Tensor)
         self.ok = loss.isfinite().all()
         # the recorder's smooth loss would be NaN for ever
-        self.shown = self.learn.loss = torch.where(self.ok, loss, torch.zeros_like(loss) if self.shown is None else self.shown)
+        self.shown = self.learn.loss = torch.where(
+            self.ok, loss, torch.zeros_like(loss) if self.shown is None else self.shown)
     def before_step(self):
         ps = with_grad(self.opt)
         self.ok = self.ok & nn.utils.clip_grad_norm_(ps, self.max_norm).isfinite()
@@ -187,13 +210,16 @@ class FiniteClip(OwnEvents):
 
 # %% ../nbs/11_train.ipynb #00000031
 class NTASGD(Callback):
-    "Averages the weights of all steps once validation stops improving (Merity et al. 2018; `enas_lm/fixed.py`)."
+    """Averages the weights of all steps once validation stops improving.
+
+    See Merity et al. 2018, and `enas_lm/fixed.py`."""
     def __init__(self,
         n=10): # Epochs without a better validation loss before averaging starts
         if n<1: raise ValueError(f'n is {n}, allowed is 1 or more')
         self.n = n; self.before_fit(); self._forget()
 
-    def _forget(self): self.valid_losses, self.started, self.shows_average, self.validates = [], None, False, False
+    def _forget(self):
+        self.valid_losses, self.started, self.shows_average, self.validates = [], None, False, False
     def before_fit(self): self.new, self.average = True, None # `validate` calls it, too
     def before_train(self):
         if self.new: self._forget(); self.new = False
@@ -208,13 +234,16 @@ class NTASGD(Callback):
         loss, before = float(loss) if math.isfinite(loss) else math.inf, self.valid_losses[:-self.n]
         if self.average is None and before and loss > min(before):
             self.omega = nn.ParameterList(p for group in self.opt.param_lists for p in group)
-            self.average, self.started = AveragedModel(self.omega), self.epoch # averages from the next step on
+            # averages from the next step on
+            self.average, self.started = AveragedModel(self.omega), self.epoch
         self.valid_losses.append(loss)
-    def after_fit(self): self._show(True); self.average = self.omega = None # an export has no second set
+    def after_fit(self): # an export has no second set
+        self._show(True); self.average = self.omega = None
 
     def _show(self, average):
         "Exchange both sets, so that the model has the average, or has not."
-        if self.average is None or not self.average.n_averaged or average==self.shows_average: return
+        if self.average is None or not self.average.n_averaged or average==self.shows_average:
+            return
         for p,a in zip(self.omega, self.average.module): p.data, a.data = a.data, p.data
         self.shows_average = average
 
@@ -222,7 +251,8 @@ class NTASGD(Callback):
 @patch
 def state_dict(self:NTASGD):
     "What it has seen, and the set of weights that the model does not show."
-    kept = {o: getattr(self, o) for o in ('valid_losses', 'started', 'shows_average', 'validates', 'new')}
+    kept = {o: getattr(self, o)
+            for o in ('valid_losses', 'started', 'shows_average', 'validates', 'new')}
     return kept | dict(average=None if self.average is None else self.average.state_dict())
 
 @patch
@@ -236,35 +266,42 @@ def load_state_dict(self:NTASGD, state): # As `state_dict` gave it
 
 # %% ../nbs/11_train.ipynb #0000003a
 def _restarts(learn, part, **kwargs):
-    return learn.fit_restarts(part.n_cycles, part.T_0, part.lr_max, part.lr_min, part.T_mul, **kwargs)
+    return learn.fit_restarts(part.n_cycles, part.T_0, part.lr_max, part.lr_min, part.T_mul,
+                              **kwargs)
 
 def _decay(learn, part, **kwargs):
-    return learn.fit_decay(part.epochs, part.lr, part.lr_decay, part.decay_from, part.lr_min, **kwargs)
+    return learn.fit_decay(part.epochs, part.lr, part.lr_decay, part.decay_from, part.lr_min,
+                           **kwargs)
 
 def _one_cycle(learn, part, **kwargs): # would give SGD a momentum
-    return learn.fit_one_cycle(part.epochs, part.lr, moms=(0.,)*3 if part.opt=='sgd' else None, **kwargs)
+    return learn.fit_one_cycle(part.epochs, part.lr, moms=(0.,)*3 if part.opt=='sgd' else None,
+                               **kwargs)
 
 @patch
 def fit_preset(self:Learner,
-               part=None, # The search or final part of a preset, the Learner's own by default; `ValueError` for an unknown `sched`
+               part=None, # A preset's part, or the Learner's; `ValueError` for an unknown `sched`
                epochs=None, # As many epochs as the part says by default
                **kwargs): # As `Learner.fit` has them
     "Fit by a preset's schedule: warm restarts, a decaying rate, or one cycle."
     part = getattr(self, 'part', None) if part is None else part
     _check_part(part)
-    fit = _pick('sched', part.sched, {'restarts': _restarts, 'decay': _decay, 'one-cycle': _one_cycle})
+    fit = _pick('sched', part.sched,
+                {'restarts': _restarts, 'decay': _decay, 'one-cycle': _one_cycle})
     return fit(self, part if epochs is None else part.for_epochs(epochs), **kwargs)
 
+# %% ../nbs/11_train.ipynb #5d0a4b52
 def _image_cbs(part):
     return [AuxLoss(part.aux_weight or 0.), *([] if part.clip is None else [PathClip(part.clip)])]
 
 class ScoresStay(OwnEvents):
     "Where metrics of training batches are wanted, the loss must leave the scores as they are."
     def before_fit(self):
-        if self.recorder.train_metrics and isinstance(self.loss_func, WordLoss): self.learn.loss_func = CrossEntropyLossFlat()
+        if self.recorder.train_metrics and isinstance(self.loss_func, WordLoss):
+            self.learn.loss_func = CrossEntropyLossFlat()
 
 def _text_cbs(part):
-    return [ScoresStay(), *rnn_cbs(part.alpha, part.beta), *[SumOverTime()]*part.time_sum, FiniteClip(part.clip),
+    return [ScoresStay(), *rnn_cbs(part.alpha, part.beta), *[SumOverTime()]*part.time_sum,
+            FiniteClip(part.clip),
             *([] if part.asgd is None else [NTASGD(part.asgd)])]
 
 def preset_cbs(part): # The search or final part of a preset
