@@ -8,11 +8,11 @@ from .controller import *
 from .reinforce import *
 from .memory import *
 from .data import *
+from .fused import *
 from .text import *
 from .layers import *
 from .macro import *
 from .micro import *
-from .fused import *
 from .recurrent import *
 from .checkpoint import *
 from .train import *

@@ -25,18 +25,26 @@ from .space import write_file
 # %% ../nbs/appendix/checkpoint.ipynb #37f1b786
 _lists = dict(list=list, tuple=tuple, L=L)
 
-def _scalars(o): return len(o)>1 and all(isinstance(v, torch.Tensor) and v.ndim==0 and v.dtype==o[0].dtype for v in o)
+def _scalars(o):
+    "Are all of `o` scalar tensors of one type, and several?"
+    return len(o)>1 and all(isinstance(v, torch.Tensor) and v.ndim==0 and v.dtype==o[0].dtype
+                            for v in o)
 
 def _pack(o, key, tensors):
     "A tree as JSON-able data; its tensors go to the dict `tensors`."
     if isinstance(o, torch.Tensor):
-        tensors[key] = o.detach().as_subclass(torch.Tensor).clone(memory_format=torch.contiguous_format) # tied weights are one
+        # tied weights are one
+        tensors[key] = (o.detach().as_subclass(torch.Tensor)
+                        .clone(memory_format=torch.contiguous_format))
         return dict(tensor=key)
-    if isinstance(o, dict): return dict(dict=[[k, _pack(v, f'{key}/{k}', tensors)] for k,v in o.items()])
+    if isinstance(o, dict):
+        return dict(dict=[[k, _pack(v, f'{key}/{k}', tensors)] for k,v in o.items()])
     if isinstance(o, np.generic): return o.item()
     kind = next((k for k,v in _lists.items() if isinstance(o, v)), None)
     if kind is None: return o
-    if _scalars(o): return dict(stack=_pack(torch.stack([v.detach().as_subclass(torch.Tensor) for v in o]), key, tensors))
+    if _scalars(o):
+        return dict(stack=_pack(torch.stack([v.detach().as_subclass(torch.Tensor) for v in o]),
+                                key, tensors))
     return {kind: [_pack(v, f'{key}/{i}', tensors) for i,v in enumerate(o)]}
 
 def _unpack(o, tensor):
@@ -57,13 +65,15 @@ def write_state(path, # File to write; the old one is replaced when the new one 
     header = json.dumps(_pack(tree, '', tensors))
     write_file(path, save(tensors, dict(enas_nb=header)))
 
-def read_state(path): # File that `write_state` made; `FileNotFoundError`, or `ValueError` if it is none
+def read_state(path): # File of `write_state`; `FileNotFoundError`, or `ValueError` if it is none
     "The tree in a safetensors file."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'no file {path}')
     try:
-        with safe_open(path, 'pt') as f: return _unpack(json.loads(f.metadata()['enas_nb']), f.get_tensor)
-    except Exception as e: raise ValueError(f'{path} is no saved state ({type(e).__name__})') from None
+        with safe_open(path, 'pt') as f:
+            return _unpack(json.loads(f.metadata()['enas_nb']), f.get_tensor)
+    except Exception as e:
+        raise ValueError(f'{path} is no saved state ({type(e).__name__})') from None
 
 # %% ../nbs/appendix/checkpoint.ipynb #5c5bab7b
 def _plain(o):
@@ -72,7 +82,10 @@ def _plain(o):
     if isinstance(o, (list,tuple,L)): return all(map(_plain, o))
     return o is None or isinstance(o, (bool,int,float,str,np.generic,torch.Tensor))
 
-def _has_state(o): return all(hasattr(type(o), a) for a in ('state_dict', 'load_state_dict')) and not isinstance(o, nn.Module)
+def _has_state(o):
+    "Has `o` a state of its own, and is no network?"
+    return (all(hasattr(type(o), a) for a in ('state_dict', 'load_state_dict')) and
+            not isinstance(o, nn.Module))
 
 def _parts(o):
     "The state of a callback or a metric: plain attributes, and the states of its parts."
@@ -94,21 +107,26 @@ def _put(o, state):
 def learn_state(learn): # Any `Learner` that has been fitted
     "All that the rest of a fit depends on, as a tree."
     fit = dict(n_epoch=learn.n_epoch, epoch=learn.epoch+1, train_iter=learn.train_iter)
-    grads = {k: p.grad for k,p in learn.model.named_parameters() if p.grad is not None} # of `GradientAccumulation`
+    # of `GradientAccumulation`
+    grads = {k: p.grad for k,p in learn.model.named_parameters() if p.grad is not None}
     return dict(fit=fit, model=learn.model.state_dict(), opt=learn.opt.state_dict(), grads=grads,
                 cbs={o.name: _parts(o) for o in learn.cbs if not isinstance(o, Checkpoint)},
                 scaler=learn.scaler.state_dict() if getattr(learn, 'scaler', None) else None,
-                loaders=[getattr(dl, 'epoch', None) for dl in learn.dls.loaders], random=random_state(learn.dls))
+                loaders=[getattr(dl, 'epoch', None) for dl in learn.dls.loaders],
+                random=random_state(learn.dls))
 
+# %% ../nbs/appendix/checkpoint.ipynb #5c625935
 def check_state(learn, # The Learner that it is for
                 state, # A tree
                ):
     "Refuse a state that is not `learn`'s, before any of it takes effect: `ValueError`."
     if not isinstance(state, dict): raise ValueError('no state of a Learner')
-    missing = [o for o in ('fit', 'model', 'opt', 'grads', 'cbs', 'scaler', 'loaders', 'random') if o not in state]
+    missing = [o for o in ('fit', 'model', 'opt', 'grads', 'cbs', 'scaler', 'loaders', 'random')
+               if o not in state]
     if missing: raise ValueError(f"no state of a Learner, {', '.join(missing)} missing")
     shapes = lambda o: {k: v.shape for k,v in o.items()}
-    if shapes(state['model'])!=shapes(learn.model.state_dict()): raise ValueError('of another space or size than this one')
+    if shapes(state['model'])!=shapes(learn.model.state_dict()):
+        raise ValueError('of another space or size than this one')
 
 def load_learn_state(learn, # A Learner like the one whose state it is
                      state, # As `learn_state` gave it
@@ -118,13 +136,16 @@ def load_learn_state(learn, # A Learner like the one whose state it is
     learn.model.to(learn.dls.device).load_state_dict(state['model'])
     if not learn.opt: learn.create_opt()
     learn.opt.load_state_dict(state['opt'])
-    for k,p in learn.model.named_parameters(): p.grad = state['grads'][k].to(p.device, copy=True) if k in state['grads'] else None
+    for k,p in learn.model.named_parameters():
+        p.grad = state['grads'][k].to(p.device, copy=True) if k in state['grads'] else None
     for o in learn.cbs:
         if o.name in state['cbs']: _put(o, state['cbs'][o.name])
-    if getattr(learn, 'scaler', None) and state['scaler']: learn.scaler.load_state_dict(state['scaler'])
+    if getattr(learn, 'scaler', None) and state['scaler']:
+        learn.scaler.load_state_dict(state['scaler'])
     for dl,epoch in zip(learn.dls.loaders, state['loaders']):
         if epoch is not None: dl.epoch = epoch
-    learn.n_epoch, learn.epoch, learn.train_iter = (state['fit'][o] for o in ('n_epoch', 'epoch', 'train_iter'))
+    learn.n_epoch, learn.epoch, learn.train_iter = (state['fit'][o]
+                                                    for o in ('n_epoch', 'epoch', 'train_iter'))
     learn.epoch -= 1
     set_random_state(learn.dls, state['random'])
 
@@ -133,11 +154,12 @@ class Checkpoint(Callback):
     "Keeps a fit after each epoch, and goes on behind the last epoch that is kept."
     order = 1000 # after all that happens at the end of an epoch
     def __init__(self,
-        path, # Folder of its files, which is made; a fit whose last epoch is there has nothing to do
+        path, # Folder of its files, is made; a fit whose last epoch is there has nothing to do
         log=print, # Gets a line when a fit goes on
     ): self.path, self.log, self.n_fit = Path(path), log, 0
 
-    def before_fit(self): # an epoch of a fit passes through `_with_events`, one of `validate` does not
+    def before_fit(self):
+        # an epoch of a fit passes through `_with_events`, one of `validate` does not
         self.waiting = True
         self.learn._with_events = partial(self._events, self.learn)
 
@@ -170,9 +192,11 @@ def _usable(learn, path):
 
 @patch
 def _start(self:Checkpoint):
-    "Go on from the newest good file, if there is one; otherwise keep the beginning, so that a full disk is known at once."
+    """Go on from the newest good file, if there is one.
+    Otherwise keep the beginning, so that a full disk is known at once."""
     self.waiting, self.done, wrong = False, 0, []
-    for o in self.path.glob('tmp*tmp'): o.unlink(missing_ok=True) # of a process that was killed while writing
+    # of a process that was killed while writing
+    for o in self.path.glob('tmp*tmp'): o.unlink(missing_ok=True)
     for path in sorted(self.path.glob(f'{self.n_fit:02}-*.safetensors'), reverse=True):
         try: state = _usable(self.learn, path)
         except ValueError as e: wrong.append(f'{path.name}: {e}'); continue
@@ -182,5 +206,8 @@ def _start(self:Checkpoint):
         self.log(f'epoch {self.done} of {self.n_epoch} is done already, going on from {path}')
         if self.done==self.n_epoch: self.n_fit += 1
         return
-    if wrong: raise ValueError(f"no checkpoint in {self.path} can be used; take another folder, or delete it ({'; '.join(wrong)})")
-    write_state(self._file(0), learn_state(self.learn) | dict(fit=dict(n_epoch=self.n_epoch, epoch=0, train_iter=0)))
+    if wrong:
+        raise ValueError(f'no checkpoint in {self.path} can be used; '
+                         f"take another folder, or delete it ({'; '.join(wrong)})")
+    write_state(self._file(0), learn_state(self.learn) |
+                dict(fit=dict(n_epoch=self.n_epoch, epoch=0, train_iter=0)))

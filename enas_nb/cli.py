@@ -32,10 +32,13 @@ def _polite():
         for o,handler in was.items(): signal.signal(o, handler)
 
 def _main(name, run, argv):
-    "Run a command: errors that a user can mend are one line and status 2; so is an interrupt, with the signal's status."
+    """Run a command.
+    Errors that a user can mend are one line and status 2. So is an interrupt, with the signal's
+    status."""
     try:
         with warnings.catch_warnings(), _polite():
-            if not sys.warnoptions: warnings.simplefilter('ignore') # of torch and fastai: nothing that a user can mend
+            # of torch and fastai: nothing that a user can mend
+            if not sys.warnoptions: warnings.simplefilter('ignore')
             return run(argv) or 0
     except KeyboardInterrupt as e:
         number, *line = e.args if isinstance(e, Stopped) else [signal.SIGINT]
@@ -46,9 +49,11 @@ def _main(name, run, argv):
         print(f"{name}: error: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
 
+# %% ../nbs/17_cli.ipynb #c102e778
 class _Parser(argparse.ArgumentParser):
     "A parser whose errors are one line."
-    def error(self, message): self.exit(2, f'{self.prog}: error: {message}; see {self.prog} --help\n')
+    def error(self, message):
+        self.exit(2, f'{self.prog}: error: {message}; see {self.prog} --help\n')
 
 def _import(name):
     "Run a module or a Python file, because it was named: it defines a space or an op."
@@ -68,7 +73,9 @@ def infer_space(name,  # One of `spaces`
     "The space, with all its ops, whose architectures have `n` integers."
     from enas_nb.space import find_space
     later = name=='enas_lm' # that cell has ops and a first node of its own
-    def space(size): return replace(published['enas-lm'].arch.space, n_nodes=size) if later else find_space(name)(size)
+    def space(size):
+        return (replace(published['enas-lm'].arch.space, n_nodes=size) if later else
+                find_space(name)(size))
     size = next(k for k in range(1, n+2) if space(k).length>=n)
     if space(size).length==n: return space(size)
     near = ', '.join(f'{space(k).length} (size {k})' for k in range(max(1, size-1), size+1))
@@ -76,7 +83,7 @@ def infer_space(name,  # One of `spaces`
 
 # %% ../nbs/17_cli.ipynb #0000000b
 def _find(text, space):
-    "The architecture that `text` names, the sizes of its published network, and where it comes from."
+    "The architecture that `text` names, the sizes of its published network, and its origin."
     from enas_nb.space import load_arch
     if text in published: return published[text].arch, published[text].sizes, published[text].about
     if Path(text).is_file(): return load_arch(text), {}, text
@@ -84,13 +91,18 @@ def _find(text, space):
         from enas_nb.micro import from_genotype
         return from_genotype(text), {}, 'given as a DARTS genotype'
     if not re.fullmatch(r'[\d\s,|\[\]()]+', text):
-        raise ValueError(f"{text!r} is no file, no integers, and no published name, which are {', '.join(published)}")
-    if not space: raise ValueError(f"integers need to know their space: add {', '.join(f'--space {o}' for o in spaces)}")
+        raise ValueError(f'{text!r} is no file, no integers, and no published name, '
+                         f"which are {', '.join(published)}")
+    if not space:
+        raise ValueError('integers need to know their space: '
+                         f"add {', '.join(f'--space {o}' for o in spaces)}")
     sizes = dict(layout=space) if space=='enas_lm' else {}
     return infer_space(space, len(re.findall(r'\d+', text))).parse(text), sizes, 'given as integers'
 
+# %% ../nbs/17_cli.ipynb #019617fb
 def _count(arch, sizes):
-    "Parameters of the final network and of its auxiliary head; None where the space has no network."
+    """Parameters of the final network and of its auxiliary head.
+    Both are None where the space has no network."""
     from enas_nb.cost import count_params
     from enas_nb.space import SearchSpace
     if type(arch.space).final_net is SearchSpace.final_net: return None, None
@@ -106,25 +118,30 @@ def _say(arch, sizes, about, params, aux):
     if params is not None: lines += ['', f'{params:,} parameters{head} with {given}']
     return '\n'.join(map(str, lines))
 
+# %% ../nbs/17_cli.ipynb #5843c403
 def _show(argv):
     p = _Parser(prog='enas-show', description='Print an architecture, and draw it.')
-    p.add_argument('arch', help='a published name, a JSON file, or in quotes its integers or a DARTS genotype')
+    p.add_argument('arch', help='a published name, a JSON file, '
+                                'or in quotes its integers or a DARTS genotype')
     p.add_argument('--space', choices=spaces, help='the space of an integer string')
-    p.add_argument('--import', dest='module', metavar='MODULE', help='a module or Python file of yours that defines the space; it is run')
+    p.add_argument('--import', dest='module', metavar='MODULE',
+                   help='a module or Python file of yours that defines the space; it is run')
     p.add_argument('--svg', metavar='FILE', help='draw it to this file')
-    p.add_argument('--json', action='store_true', help='print JSON: params, aux_params, encoding, n_archs')
+    p.add_argument('--json', action='store_true',
+                   help='print JSON: params, aux_params, encoding, n_archs')
     a = p.parse_args(argv)
     if a.module: _import(a.module)
     arch, sizes, about = _find(a.arch, a.space)
     params, aux = _count(arch, sizes)
-    facts = dict(space=arch.space.to_dict(), encoding=str(arch), n_archs=arch.space.size, params=params, aux_params=aux)
+    facts = dict(space=arch.space.to_dict(), encoding=str(arch), n_archs=arch.space.size,
+                 params=params, aux_params=aux)
     print(json.dumps(facts) if a.json else _say(arch, sizes, about, params, aux))
     if a.svg:
         from enas_nb.draw import draw
         draw(arch).save(a.svg)
         print(f'drawn to {a.svg}', file=sys.stderr)
 
-def enas_show(argv=None): # Words of the command line, without the command; those of the process by default
+def enas_show(argv=None): # Words of the command line after the command; the process's by default
     "The command `enas-show`: returns its exit status."
     return _main('enas-show', _show, argv)
 
@@ -138,25 +155,37 @@ def _check_device(device):
 
 def _common(p):
     "The arguments of a command that makes a run."
-    p.add_argument('--out', metavar='FOLDER', help='where to write, a new or empty folder; runs/... by default')
-    p.add_argument('--epochs', type=int, metavar='N', help="epochs of each training; the recipe's own by default")
-    p.add_argument('--seed', type=int, default=0, metavar='N', help='of everything random; 0 by default')
-    p.add_argument('--text', metavar='PATH', help='a text file of your own, or a folder of them, for a recipe of text')
-    p.add_argument('--images', metavar='FOLDER', help='images of your own, a folder per class, for a recipe of images')
+    p.add_argument('--out', metavar='FOLDER',
+                   help='where to write, a new or empty folder; runs/... by default')
+    p.add_argument('--epochs', type=int, metavar='N',
+                   help="epochs of each training; the recipe's own by default")
+    p.add_argument('--seed', type=int, default=0, metavar='N',
+                   help='of everything random; 0 by default')
+    p.add_argument('--text', metavar='PATH',
+                   help='a text file of your own, or a folder of them, for a recipe of text')
+    p.add_argument('--images', metavar='FOLDER',
+                   help='images of your own, a folder per class, for a recipe of images')
     p.add_argument('--device', help="cpu, cuda, ...; fastai's choice by default")
-    p.add_argument('--resume', metavar='FOLDER', help='go on with the run in this folder; no other argument')
+    p.add_argument('--resume', metavar='FOLDER',
+                   help='go on with the run in this folder; no other argument')
 
+# %% ../nbs/17_cli.ipynb #4e6904fc
 def _check(a, argv):
     "Refuse what can be refused without torch."
     if a.resume:
         if len(argv)!=2-argv[0].startswith('--resume='):
-            raise ValueError('--resume goes on with what was asked for at first: leave the other arguments out')
+            raise ValueError('--resume goes on with what was asked for at first: '
+                             'leave the other arguments out')
         return
-    loaded = getattr(sys.modules.get('enas_nb.recipes'), 'recipes', ()) # with those that this process has added
-    if a.recipe not in {*heads, *loaded}: raise ValueError(f"no recipe {a.recipe!r}, there are {', '.join(heads)}")
+    # with those that this process has added
+    loaded = getattr(sys.modules.get('enas_nb.recipes'), 'recipes', ())
+    if a.recipe not in {*heads, *loaded}:
+        raise ValueError(f"no recipe {a.recipe!r}, there are {', '.join(heads)}")
     if a.seed<0: raise ValueError(f'seed is {a.seed}, allowed is 0 or more')
-    if a.epochs is not None and a.epochs<1: raise ValueError(f'epochs is {a.epochs}, allowed is 1 or more')
-    if a.text and a.images: raise ValueError('a recipe is about text or about images: give --text or --images')
+    if a.epochs is not None and a.epochs<1:
+        raise ValueError(f'epochs is {a.epochs}, allowed is 1 or more')
+    if a.text and a.images:
+        raise ValueError('a recipe is about text or about images: give --text or --images')
     for o in (a.text, a.images):
         if o and not Path(o).exists(): raise ValueError(f'there is no {o}')
 
@@ -166,100 +195,120 @@ def _check_gpu(recipe):
     import torch
     if not recipe.gpu or torch.cuda.is_available(): return
     from enas_nb.cost import estimate
-    raise ValueError(f"{recipe.name} needs a GPU, for some {estimate(recipe)['hours']:.0f} hours at 10^12 operations a "
-                     'second; --device cpu runs it all the same, some thirty times slower on a core')
+    raise ValueError(f"{recipe.name} needs a GPU, for some {estimate(recipe)['hours']:.0f} hours "
+                     'at 10^12 operations a second; --device cpu runs it all the same, '
+                     'some thirty times slower on a core')
 
 def _recipe(asked):
     "The recipe that was asked for; refuses a device that is not there."
     import torch
     from enas_nb.recipes import recipes
     if asked['device']: _check_device(asked['device'])
-    if asked['recipe'] not in recipes: raise ValueError(f"no recipe {asked['recipe']!r}, there are {', '.join(recipes)}")
+    if asked['recipe'] not in recipes:
+        raise ValueError(f"no recipe {asked['recipe']!r}, there are {', '.join(recipes)}")
     recipe = recipes[asked['recipe']]
     if asked['text']:   recipe = recipe.on_text(asked['text'])
     if asked['images']: recipe = recipe.on_images(asked['images'])
     if not asked['device']: _check_gpu(recipe)
-    if 'OMP_NUM_THREADS' not in os.environ: torch.set_num_threads(1) # on small images as fast as two; kind to others
+    # on small images one thread is as fast as two; it is kind to others
+    if 'OMP_NUM_THREADS' not in os.environ: torch.set_num_threads(1)
     return recipe if asked['epochs'] is None else recipe.with_epochs(asked['epochs'])
 
+# %% ../nbs/17_cli.ipynb #be27af06
 def _asked(a):
     "What a run must know to be gone on with."
     absolute = lambda o: o and str(Path(o).resolve())
-    return dict(recipe=a.recipe, epochs=a.epochs, seed=a.seed, text=absolute(a.text), images=absolute(a.images), device=a.device)
+    return dict(recipe=a.recipe, epochs=a.epochs, seed=a.seed, text=absolute(a.text),
+                images=absolute(a.images), device=a.device)
 
 def _folder(a, asked, name):
     "The run of a command: a new one, or the one to go on with."
     from enas_nb.run import Run, new_run, next_run
     if a.resume: return Run(a.resume)
     data = [Path(asked[o]).stem for o in ('text', 'images') if asked[o]]
-    return new_run(a.out, asked) if a.out else next_run(Path('runs')/'-'.join([name, *data, f'seed{a.seed}']), asked)
+    return (new_run(a.out, asked) if a.out else
+            next_run(Path('runs')/'-'.join([name, *data, f'seed{a.seed}']), asked))
 
 @contextmanager
 def _kept(run, command, new):
-    "What ends a run early says how to go on; a run in which nothing was done takes its folder back."
+    "What ends a run early says how to go on; a run in which nothing was done drops its folder."
     try: yield lambda line: print(line, flush=True)
     except (KeyboardInterrupt, Exception) as e:
         if new and run.drop(): raise
         line = f'what is done is in {run.path}; go on with: {command} --resume {run.path}'
-        if isinstance(e, KeyboardInterrupt): raise Stopped(*(e.args[:1] or [signal.SIGINT]), line) from None
+        if isinstance(e, KeyboardInterrupt):
+            raise Stopped(*(e.args[:1] or [signal.SIGINT]), line) from None
         if isinstance(e, OSError): raise OSError(f'{e}; {line}') from None
         raise
 
 # %% ../nbs/17_cli.ipynb #c0aad001
 def _search(argv):
-    p = _Parser(prog='enas-search', description='Search, derive, retrain, compare with random search at equal cost, '
-                                                'and write a report.')
-    p.add_argument('recipe', nargs='?', default='digits-macro', help='what to run, see --list; digits-macro by default')
+    p = _Parser(prog='enas-search', description='Search, derive, retrain, compare with random '
+                                                'search at equal cost, and write a report.')
+    p.add_argument('recipe', nargs='?', default='digits-macro',
+                   help='what to run, see --list; digits-macro by default')
     p.add_argument('--list', action='store_true', help='list the recipes and stop')
     _common(p)
     argv = sys.argv[1:] if argv is None else argv
     a = p.parse_args(argv)
-    if a.list: print(*[f"{k:22} {o.about}{'; needs a GPU' if o.gpu else ''}" for k,o in heads.items()], sep='\n'); return
+    if a.list:
+        print(*[f"{k:22} {o.about}{'; needs a GPU' if o.gpu else ''}" for k,o in heads.items()],
+              sep='\n')
+        return
     _check(a, argv)
     run = _folder(a, _asked(a), a.recipe)
     if not run.done('report'):
         with _kept(run, 'enas-search', not a.resume) as log:
-            if 'arch' in run.asked: raise ValueError(f'{run.path} holds one training: enas-train --resume {run.path}')
+            if 'arch' in run.asked:
+                raise ValueError(f'{run.path} holds one training: enas-train --resume {run.path}')
             from enas_nb.recipes import run_recipe
             run_recipe(_recipe(run.asked), run.asked['seed'], run.asked['device'], log, run)
     if (run.path/'result.json').exists():
         from enas_nb.report import verdict
         print(f"\n{verdict(json.loads((run.path/'result.json').read_text()))}\n")
-    print(f'The report is {run.path/"report.md"}; the architecture, its picture, the curves and all numbers lie beside it.')
+    print(f'The report is {run.path/"report.md"}; '
+          'the architecture, its picture, the curves and all numbers lie beside it.')
 
-def enas_search(argv=None): # Words of the command line, without the command; those of the process by default
+def enas_search(argv=None): # Words of the command line after the command; the process's by default
     "The command `enas-search`: returns its exit status."
     return _main('enas-search', _search, argv)
 
 # %% ../nbs/17_cli.ipynb #c0aae001
-_small = dict(macro='digits-macro', micro='digits-micro', recurrent='text-small') # a recipe for each space
+# a recipe for each space
+_small = dict(macro='digits-macro', micro='digits-micro', recurrent='text-small')
 
 def _train(argv):
-    p = _Parser(prog='enas-train', description="Train one architecture from scratch, by a recipe's final part, "
-                                               'and write a report.')
-    p.add_argument('arch', nargs='?', help='a published name, a JSON file, or in quotes its integers or a DARTS genotype')
-    p.add_argument('recipe', nargs='?', help="whose data and numbers; the small one of the architecture's space by default")
+    p = _Parser(prog='enas-train', description='Train one architecture from scratch, '
+                                               "by a recipe's final part, and write a report.")
+    p.add_argument('arch', nargs='?', help='a published name, a JSON file, '
+                                           'or in quotes its integers or a DARTS genotype')
+    p.add_argument('recipe', nargs='?', help='whose data and numbers; '
+                                             "the small one of the architecture's space by default")
     p.add_argument('--space', choices=spaces, help='the space of an integer string')
     _common(p)
     argv = sys.argv[1:] if argv is None else argv
     a = p.parse_args(argv)
     if not a.resume:
-        if not a.arch: raise ValueError(f"which architecture? A file, integers, or {', '.join(published)}")
+        if not a.arch:
+            raise ValueError(f"which architecture? A file, integers, or {', '.join(published)}")
         arch = _find(a.arch, a.space)[0]
         a.recipe = a.recipe or _small.get(arch.space.name)
-        if not a.recipe: raise ValueError(f'name a recipe, since there is none for {arch.space}: {", ".join(heads)}')
+        if not a.recipe:
+            raise ValueError(f'name a recipe, since there is none for {arch.space}: '
+                             f'{", ".join(heads)}')
     _check(a, argv)
     from enas_nb.space import arch_from_json
     asked = _asked(a) | ({} if a.resume else dict(arch=json.loads(arch.to_json())))
     run = _folder(a, asked, a.recipe and f'{a.recipe}-train')
     if not run.done('report'):
         with _kept(run, 'enas-train', not a.resume) as log:
-            if 'arch' not in run.asked: raise ValueError(f'{run.path} holds a search: enas-search --resume {run.path}')
+            if 'arch' not in run.asked:
+                raise ValueError(f'{run.path} holds a search: enas-search --resume {run.path}')
             from enas_nb.recipes import train_arch
             arch = arch_from_json(json.dumps(run.asked['arch']))
             train_arch(_recipe(run.asked), arch, run.asked['seed'], run.asked['device'], log, run)
     print(f'The report is {run.path/"report.md"}; weights, curves and all numbers lie beside it.')
 
-def enas_train(argv=None): # Words of the command line, without the command; those of the process by default
+def enas_train(argv=None): # Words of the command line after the command; the process's by default
     "The command `enas-train`: returns its exit status."
     return _main('enas-train', _train, argv)

@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-
-# %% ../nbs/16_recipes.ipynb #6f16a0fe
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -49,15 +47,15 @@ class Recipe:
     "An experiment: what `enas-search` runs."
     name: str          # As `enas-search` knows it
     about: str         # What it is, and how long it takes
-    data: str          # Name of the function of `enas_nb.data` or `enas_nb.text` that makes its `DataLoaders`
+    data: str          # Name of a function of `enas_nb.data` or `enas_nb.text`: its `DataLoaders`
     data_args: dict    # Its arguments
     space: SearchSpace # What is searched
     preset: Preset     # All numbers of θ, ω and the final training
-    sizes: dict = field(default_factory=dict) # More arguments of both networks, such as `stem_stride`
+    sizes: dict = field(default_factory=dict) # More arguments of both networks, as `stem_stride`
     n_derive: int = 20   # Architectures sampled to derive one
-    n_look: int = 24     # Architectures in each mean of shared accuracies, or median of perplexities
+    n_look: int = 24     # Architectures in each mean of shared accuracies, or median of perplexity
     n_children: int = 4  # The policy's children that are retrained beside the derived architecture
-    n_random: int = 4    # Random architectures that are retrained at least; more, until they have cost as much
+    n_random: int = 4    # Random architectures retrained at least; more, until they cost as much
     gpu: bool = False    # Is it out of reach of a CPU?
     lstm: bool = False   # Is an LSTM of the derived network's size compared, too?
 
@@ -66,32 +64,46 @@ class Recipe:
         "The kind of its data: a class of task."
         return tasks[self.preset.search.task]
 
-    def with_epochs(self, n): # Epochs of the search and of each retraining; `ValueError` if not positive
-        "The same recipe, shorter or longer; the warm-up of ω keeps its share, and leaves θ an epoch at least."
-        if n<1: raise ValueError(f'epochs is {n}, allowed is 1 or more')
-        search, final, theta = self.preset.search, self.preset.final, self.preset.controller
-        warmup = min(n-1, round(theta.warmup*n/search.n_epochs))
-        return replace(self, preset=replace(self.preset, search=search.for_epochs(n), final=final.for_epochs(n),
-                                            controller=replace(theta, warmup=warmup)))
+# %% ../nbs/16_recipes.ipynb #a2c46904
+@patch
+def with_epochs(self:Recipe,
+                n): # Epochs of the search and of each retraining; `ValueError` if not positive
+    """The same recipe, shorter or longer.
+    The warm-up of ω keeps its share, and leaves θ an epoch at least."""
+    if n<1: raise ValueError(f'epochs is {n}, allowed is 1 or more')
+    search, final, theta = self.preset.search, self.preset.final, self.preset.controller
+    warmup = min(n-1, round(theta.warmup*n/search.n_epochs))
+    return replace(self, preset=replace(self.preset, search=search.for_epochs(n),
+                                        final=final.for_epochs(n),
+                                        controller=replace(theta, warmup=warmup)))
 
-    def dls(self, seed, device): # Of the split, where the data leave one to be made; a `torch.device`
-        "Its `DataLoaders`; `ValueError` if there is no function of the name `data`."
-        make = getattr(text, self.data, None) or getattr(data, self.data, None)
-        if make is None: raise ValueError(f"data is {self.data!r}, allowed is a name like 'digits_dls' or 'ptb_dls'")
-        seeded = dict(seed=seed) if 'seed' in inspect.signature(make).parameters else {}
-        return make(**seeded, device=device, **self.data_args)
+@patch
+def dls(self:Recipe,
+        seed,    # Of the split, where the data leave one to be made
+        device): # A `torch.device`
+    "Its `DataLoaders`; `ValueError` if there is no function of the name `data`."
+    make = getattr(text, self.data, None) or getattr(data, self.data, None)
+    if make is None:
+        raise ValueError(f"data is {self.data!r}, allowed is a name like 'digits_dls' or 'ptb_dls'")
+    seeded = dict(seed=seed) if 'seed' in inspect.signature(make).parameters else {}
+    return make(**seeded, device=device, **self.data_args)
 
-    def to_dict(self):
-        "Plain JSON-able data."
-        return asdict(replace(self, space=None)) | dict(space=dict(name=self.space.name) | asdict(self.space))
+@patch
+def to_dict(self:Recipe):
+    "Plain JSON-able data."
+    return (asdict(replace(self, space=None)) |
+            dict(space=dict(name=self.space.name) | asdict(self.space)))
 
 # %% ../nbs/16_recipes.ipynb #00000005
 def _elsewhere(recipe, path, task, loader, kept, about):
     "A recipe with other data of its task."
-    if recipe.task.name!=task: raise ValueError(f'{recipe.name} is about {recipe.task.name}, allowed is a recipe of {task}')
+    if recipe.task.name!=task:
+        raise ValueError(f'{recipe.name} is about {recipe.task.name}, '
+                         f'allowed is a recipe of {task}')
     path = Path(path)
     kept = {k: v for k,v in recipe.data_args.items() if k in kept}
-    return replace(recipe, name=f'{recipe.name}-{path.resolve().stem}', about=f'{about} {path.name}', data=loader,
+    return replace(recipe, name=f'{recipe.name}-{path.resolve().stem}',
+                   about=f'{about} {path.name}', data=loader,
                    data_args=dict(path=str(path)) | kept)
 
 @patch
@@ -102,7 +114,7 @@ def on_text(self:Recipe,
 
 @patch
 def on_images(self:Recipe,
-              path): # A folder of images, see `folder_dls`; `ValueError` if the recipe is about text
+              path): # A folder of images for `folder_dls`; `ValueError` if the recipe is about text
     "The same recipe for other images."
     return _elsewhere(self, path, 'images', 'folder_dls', ('bs',), 'The images in')
 
@@ -113,18 +125,22 @@ def final_sizes(self:Recipe):
     return (dict(sep=sep) if sep else {}) | self.sizes
 
 @patch
-def search_net(self:Recipe, n_in, n_out): # Channels of the images and classes, or twice the number of words
+def search_net(self:Recipe,
+               n_in,   # Channels of the images, or the number of words
+               n_out): # Classes, or the number of words
     "The shared network of its search."
-    return self.space.shared_net(n_in, n_out, **self.space.sizes(self.preset.search) | self.sizes)
+    return self.space.shared_net(n_in, n_out,
+                                 **self.space.sizes(self.preset.search) | self.sizes)
 
 # %% ../nbs/16_recipes.ipynb #00000006
-_quick = dict(lr=2e-3, betas=(.9,.999), eps=1e-8, tanh_constant=2.5, temperature=1., op_tanh_reduce=1., grad_clip=1.,
-              baseline='leave-one-out', skip_weight=0., n_archs=5)
+_quick = dict(lr=2e-3, betas=(.9,.999), eps=1e-8, tanh_constant=2.5, temperature=1.,
+              op_tanh_reduce=1., grad_clip=1., baseline='leave-one-out', skip_weight=0., n_archs=5)
 
 def _small(name, space, controller, search, final):
     "A released preset with what a search of minutes needs."
     search = dict(same_valid=False) | search
-    return replace(released[space].override(controller=_quick | controller, search=search, final=final), name=name)
+    return replace(released[space].override(controller=_quick | controller, search=search,
+                                            final=final), name=name)
 
 def _small_image(name, space, controller, search, final):
     both = dict(n_cycles=1, l2=1e-4, lr_max=.1, lr_min=0., clip=5.)
@@ -135,42 +151,54 @@ def _small_macro(name, steps, search, final): # Both networks have the 6 layers 
     search, final = dict(n_layers=6) | search, dict(n_layers=6, sep='separable') | final
     return _small_image(name, 'macro', dict(steps=steps), search, final)
 
-def _small_micro(name, steps, warmup, search, final): # No auxiliary head: the images are too small for it
+def _small_micro(name, steps, warmup, search, final):
+    # No auxiliary head: the images are too small for it
     none = dict(aux_weight=0.)
     final = none | dict(drop_path=0.) | final
     return _small_image(name, 'micro', dict(steps=steps, warmup=warmup), none | search, final)
 
-def _small_text(name, steps, search, final): # A matrix per pair of nodes, Adam, little dropout: there are few steps
-    both = dict(layout='paper', opt='adam', sched='one-cycle', time_sum=False, l2=0., init=.15, bs=20, clip=.25,
-                embed_p=0., input_p=.1, hidden_p=0., output_p=.1, beta=0.)
+def _small_text(name, steps, search, final):
+    # A matrix per pair of nodes, Adam, little dropout: there are few steps
+    both = dict(layout='paper', opt='adam', sched='one-cycle', time_sum=False, l2=0., init=.15,
+                bs=20, clip=.25, embed_p=0., input_p=.1, hidden_p=0., output_p=.1, beta=0.)
     search = both | dict(bn=None, bn_eval=None, carry=False, lr=1e-2) | search
-    return _small(name, 'recurrent', dict(steps=steps, warmup=1), search, both | dict(lr=2e-2) | final)
+    return _small(name, 'recurrent', dict(steps=steps, warmup=1), search,
+                  both | dict(lr=2e-2) | final)
 
 # %% ../nbs/16_recipes.ipynb #00000007
 def _recipe(name, data, data_args, space, preset, sizes=None, **counts):
     "A recipe with its head."
-    return Recipe(name, heads[name].about, data, data_args, space, preset, sizes or {}, gpu=heads[name].gpu, **counts)
+    return Recipe(name, heads[name].about, data, data_args, space, preset, sizes or {},
+                  gpu=heads[name].gpu, **counts)
 
-_unbiased, _half, _three = dict(sep_bias=0., sep_prior=0.), dict(stem_stride=2), dict(n_children=3, n_random=3)
+_unbiased, _half, _three = (dict(sep_bias=0., sep_prior=0.), dict(stem_stride=2),
+                            dict(n_children=3, n_random=3))
 _text = dict(n_derive=10, n_look=12, lstm=True)
 
 recipes = {o.name: o for o in [
     _recipe('digits-macro', 'digits_dls', dict(bs=64), MacroSpace(6),
-        _small_macro('digits-macro', 15, dict(width=12, T_0=12), dict(width=8, T_0=14, dropout=.3, bs=64)), **_three),
+        _small_macro('digits-macro', 15, dict(width=12, T_0=12),
+                     dict(width=8, T_0=14, dropout=.3, bs=64)), **_three),
     _recipe('digits-micro', 'digits_dls', dict(bs=64), MicroSpace(4, **_unbiased),
-        _small_micro('digits-micro', 15, 12, dict(width=8, n_layers=3, T_0=24), dict(width=8, n_layers=3, T_0=12, bs=64)),
-        **_three),
+        _small_micro('digits-micro', 15, 12, dict(width=8, n_layers=3, T_0=24),
+                     dict(width=8, n_layers=3, T_0=12, bs=64)), **_three),
     _recipe('fashion-macro', 'fashion_dls', dict(bs=128, n_train=10_000), MacroSpace(6),
-        _small_macro('fashion-macro', 20, dict(width=16, T_0=12), dict(width=10, T_0=8, bs=128)), _half),
+        _small_macro('fashion-macro', 20, dict(width=16, T_0=12),
+                     dict(width=10, T_0=8, bs=128)), _half),
     _recipe('cifar10-macro-small', 'cifar10_dls', dict(bs=128, n_train=20_000), MacroSpace(6),
-        _small_macro('cifar10-macro-small', 20, dict(width=16, T_0=12), dict(width=10, T_0=6, bs=128)), _half, **_three),
-    _recipe('cifar10-micro-small', 'cifar10_dls', dict(bs=128, n_train=10_000), MicroSpace(5, **_unbiased),
+        _small_macro('cifar10-macro-small', 20, dict(width=16, T_0=12),
+                     dict(width=10, T_0=6, bs=128)), _half, **_three),
+    _recipe('cifar10-micro-small', 'cifar10_dls', dict(bs=128, n_train=10_000),
+        MicroSpace(5, **_unbiased),
         _small_micro('cifar10-micro-small', 10, 8, dict(width=8, n_layers=3, T_0=16),
                      dict(width=8, n_layers=3, T_0=6, bs=128)), _half, **_three),
-    _recipe('text-small', 'docs_dls', dict(bs=20, n_train=80_000, max_vocab=2_000), RecurrentSpace(8),
-        _small_text('text-small', 20, dict(width=64, epochs=6), dict(width=64, epochs=6)), **_text, **_three),
+    _recipe('text-small', 'docs_dls', dict(bs=20, n_train=80_000, max_vocab=2_000),
+        RecurrentSpace(8),
+        _small_text('text-small', 20, dict(width=64, epochs=6), dict(width=64, epochs=6)),
+        **_text, **_three),
     _recipe('ptb-small', 'ptb_dls', dict(bs=20, n_train=300_000), RecurrentSpace(8),
-        _small_text('ptb-small', 30, dict(width=64, epochs=6), dict(width=100, epochs=4)), **_text, **_three)]}
+        _small_text('ptb-small', 30, dict(width=64, epochs=6), dict(width=100, epochs=4)),
+        **_text, **_three)]}
 
 # %% ../nbs/16_recipes.ipynb #338bce69
 def _full(space, **final):
@@ -180,12 +208,18 @@ def _full(space, **final):
 
 _later = published['enas-lm'].arch.space
 recipes |= {o.name: o for o in [
-    _recipe('cifar10-micro', 'cifar10_dls', dict(bs=160), MicroSpace(5), _full('micro'), n_children=3),
-    _recipe('cifar10-micro-cutout', 'cifar10_dls', dict(bs=160), MicroSpace(5), _full('micro', cutout=16), n_children=3),
-    _recipe('cifar10-macro', 'cifar10_dls', dict(bs=128), MacroSpace(12), _full('macro'), n_children=3),
-    _recipe('cifar10-macro-wide', 'cifar10_dls', dict(bs=128), MacroSpace(12), _full('macro', width=128), n_children=3),
-    _recipe('ptb', 'ptb_dls', dict(bs=20), RecurrentSpace(12), released['recurrent'], lstm=True, n_children=2, n_random=2),
-    _recipe('ptb-lm', 'ptb_dls', dict(bs=128), _later, enas_lm['recurrent'], lstm=True, n_children=2, n_random=2)]}
+    _recipe('cifar10-micro', 'cifar10_dls', dict(bs=160), MicroSpace(5),
+            _full('micro'), n_children=3),
+    _recipe('cifar10-micro-cutout', 'cifar10_dls', dict(bs=160), MicroSpace(5),
+            _full('micro', cutout=16), n_children=3),
+    _recipe('cifar10-macro', 'cifar10_dls', dict(bs=128), MacroSpace(12),
+            _full('macro'), n_children=3),
+    _recipe('cifar10-macro-wide', 'cifar10_dls', dict(bs=128), MacroSpace(12),
+            _full('macro', width=128), n_children=3),
+    _recipe('ptb', 'ptb_dls', dict(bs=20), RecurrentSpace(12),
+            released['recurrent'], lstm=True, n_children=2, n_random=2),
+    _recipe('ptb-lm', 'ptb_dls', dict(bs=128), _later,
+            enas_lm['recurrent'], lstm=True, n_children=2, n_random=2)]}
 
 # %% ../nbs/16_recipes.ipynb #00000009
 class Stopwatch(Callback):
@@ -209,13 +243,15 @@ def _span(seconds):
 
 def _epoch(learn, seconds):
     "An epoch of a search as a line of the log; each takes some `seconds`."
-    row, names, left = learn.recorder.values[-1], learn.recorder.metric_names[1:-1], learn.n_epoch-learn.epoch-1
+    row, names, left = (learn.recorder.values[-1], learn.recorder.metric_names[1:-1],
+                        learn.n_epoch-learn.epoch-1)
     numbers = (f'{n} {v:.3f}' if not abs(v)>=1e5 else f'{n} {v:.1e}' for n,v in zip(names, row))
-    return f'  epoch {learn.epoch+1:3}/{learn.n_epoch}  ' + '  '.join(numbers) + f'  {_span(left*seconds)} left'*(left>0)
+    return (f'  epoch {learn.epoch+1:3}/{learn.n_epoch}  ' + '  '.join(numbers) +
+            f'  {_span(left*seconds)} left'*(left>0))
 
 # %% ../nbs/16_recipes.ipynb #0000000a
 class NoValidation(Callback):
-    "Leaves the validation of each epoch out: nothing depends on it, and it costs a tenth of the time."
+    "Leaves each epoch's validation out: nothing depends on it, and it costs a tenth of the time."
     def before_validate(self): raise CancelValidException()
 
 def _rows(learn):
@@ -236,8 +272,10 @@ def _fresh(recipe, dls, seed, i):
     if order: dls.train.epoch = 0
     return dls
 
+# %% ../nbs/16_recipes.ipynb #f9b941d7
 def _train(recipe, learn, part, cbs=(), log=None):
-    "Train by a part of a preset: the measure on validation (None if it was trained on) and test data, and the cost."
+    """Train by a part of a preset: the measures on validation and test data, and the cost.
+    The one on validation is None if it was trained on."""
     task, watch = recipe.task(learn.dls), Stopwatch(log)
     with learn.no_bar(), learn.no_logging():
         learn.fit_preset(part, cbs=[watch, *L(cbs)])
@@ -255,21 +293,28 @@ def retrain(recipe, # The recipe
             i,      # Number of the training: equal numbers share all randomness
             cbs=(), # More callbacks, such as a `Checkpoint`
            ):
-    "Train `arch` from scratch: its measure on all `valid`ation and on the `test` data, `params`, and the `cost`."
+    """Train `arch` from scratch.
+    Returns its measure on all `valid`ation and on the `test` data, `params`, and the `cost`."""
     part  = recipe.preset.final
-    learn = arch_learner(_fresh(recipe, dls, seed, i), arch, preset=recipe.preset, **recipe.final_sizes())
+    learn = arch_learner(_fresh(recipe, dls, seed, i), arch, preset=recipe.preset,
+                         **recipe.final_sizes())
     needs_valid = part.asgd is not None # averaging begins when validation says so
-    return dict(arch=str(arch)) | _train(recipe, learn, part, [*[NoValidation()]*(not needs_valid), *L(cbs)])
+    return (dict(arch=str(arch)) |
+            _train(recipe, learn, part, [*[NoValidation()]*(not needs_valid), *L(cbs)]))
 
 # %% ../nbs/16_recipes.ipynb #0000000c
 def lstm_lm(n_params, # Parameters that it should have
             n_vocab,  # Words
-            **drops): # `embed_p`, `input_p`, `hidden_p`, `weight_p`, `output_p` of fastai's `AWD_LSTM`
+            **drops): # `embed_p`, `input_p`, `hidden_p`, `weight_p`, `output_p` of `AWD_LSTM`
     "fastai's AWD-LSTM with one layer, as wide as `n_params` allow."
-    weight_p = drops.get('weight_p') or 1e-12 # with 0, `F.dropout` returns the parameter, which fastai cannot exchange
-    width = int((math.sqrt((n_vocab+8)**2 + 32*n_params)-n_vocab-8)/16) # n_vocab*width + 8*width**2 + 8*width
-    sizes = dict(emb_sz=width, n_hid=width, n_layers=1, pad_token=None, bidir=False, tie_weights=True, out_bias=False)
-    return get_language_model(AWD_LSTM, n_vocab, sizes | dict(output_p=0.) | drops | dict(weight_p=weight_p))
+    # with 0, `F.dropout` returns the parameter, which fastai cannot exchange
+    weight_p = drops.get('weight_p') or 1e-12
+    # n_vocab*width + 8*width**2 + 8*width
+    width = int((math.sqrt((n_vocab+8)**2 + 32*n_params)-n_vocab-8)/16)
+    sizes = dict(emb_sz=width, n_hid=width, n_layers=1, pad_token=None, bidir=False,
+                 tie_weights=True, out_bias=False)
+    return get_language_model(AWD_LSTM, n_vocab,
+                              sizes | dict(output_p=0.) | drops | dict(weight_p=weight_p))
 
 # %% ../nbs/16_recipes.ipynb #13653192
 def _line(measure, name, net):
@@ -280,11 +325,12 @@ def _line(measure, name, net):
 def _lstm(recipe, dls, n_params, epochs, seed, cbs=()):
     "Train an LSTM as the cells are trained, for as many epochs."
     final, dls = recipe.preset.final, _fresh(recipe, dls, seed, 0)
-    drops = {o: getattr(final, o) for o in ('embed_p', 'input_p', 'hidden_p', 'weight_p', 'output_p')}
+    drops = {o: getattr(final, o) for o in ('embed_p', 'input_p', 'hidden_p',
+                                            'weight_p', 'output_p')}
     part  = final if epochs==final.epochs else final.for_epochs(epochs)
     task  = recipe.task(dls)
-    learn = Learner(dls, lstm_lm(n_params, len(dls.vocab), **drops), metrics=task.metric(), cbs=preset_cbs(part),
-                    **learner_args(part, task))
+    learn = Learner(dls, lstm_lm(n_params, len(dls.vocab), **drops), metrics=task.metric(),
+                    cbs=preset_cbs(part), **learner_args(part, task))
     return dict(epochs=epochs) | _train(recipe, learn, part, cbs)
 
 def _lstm_cost(n_params, n_vocab):
@@ -297,18 +343,21 @@ def _fingerprint(dls):
     "A short hash of training and validation data."
     h = hashlib.sha256()
     for dl in dls.loaders:
-        for t in getattr(dl.dataset, 'tensors', None) or [dl.stream]: h.update(t.cpu().numpy().tobytes())
+        for t in getattr(dl.dataset, 'tensors', None) or [dl.stream]:
+            h.update(t.cpu().numpy().tobytes())
     return h.hexdigest()[:16]
 
 def _conditions(recipe, seed, dls, sizes):
     "What was run, and where."
-    device, versions = dls.device, {o: version(o) for o in ('enas_nb', 'torch', 'fastai', 'numpy')}
+    device, versions = dls.device, {o: version(o)
+                                    for o in ('enas_nb', 'torch', 'fastai', 'numpy')}
     chip = torch.cuda.get_device_name(device) if device.type=='cuda' else platform.machine()
     found = dict(found=dls.found._asdict()) if hasattr(dls, 'found') else {}
-    return dict(recipe=recipe.to_dict(), seed=seed, device=str(device), chip=chip, threads=torch.get_num_threads(),
+    return dict(recipe=recipe.to_dict(), seed=seed, device=str(device), chip=chip,
+                threads=torch.get_num_threads(),
                 clock='processor seconds' if device.type=='cpu' else 'seconds',
-                versions=versions | dict(python=platform.python_version()), data=_fingerprint(dls), **found,
-                **{recipe.task.measure.items: sizes}, n_archs=recipe.space.size)
+                versions=versions | dict(python=platform.python_version()), data=_fingerprint(dls),
+                **found, **{recipe.task.measure.items: sizes}, n_archs=recipe.space.size)
 
 def _tested(measure, net):
     "What a result keeps of a network that others are compared with."
@@ -323,9 +372,9 @@ def _comparison(recipe, children, randoms, budget):
     counted  = [o | dict(cost=o['macs']) for o in randoms]
     n, rival = equal_cost(measure, counted, budget, chosen=not recipe.preset.final.all_train)
     mean, sd = mean_sd(told(theirs))
-    return {f'child_test_{measure.name}': ours,
-            'child_params': every(children, 'params'), 'child_archs': every(children, 'arch'),
-            f'random_test_{measure.name}': theirs, f'random_valid_{measure.name}': every(randoms, 'valid'),
+    return {f'child_test_{measure.name}': ours, 'child_params': every(children, 'params'),
+            'child_archs': every(children, 'arch'), f'random_test_{measure.name}': theirs,
+            f'random_valid_{measure.name}': every(randoms, 'valid'),
             'random_params': every(randoms, 'params'), 'random_archs': every(randoms, 'arch'),
             'random_mean': mean, 'random_sd': sd, 'paired_difference': pairs._asdict(),
             'equal_cost_rival': dict(n=n, arch=rival['arch']) | _tested(measure, rival)}
@@ -349,42 +398,16 @@ class Experiment:
         numbers = hashlib.sha256(json.dumps(recipe.to_dict()).encode()).hexdigest()[:16]
         found = dict(data=_fingerprint(self.dls), numbers=numbers)
         run.work(lambda: dict(begun=lambda folder: found), log)
-        if run.result('begun')!=found: raise ValueError(f'{run.path} was begun with other data, or by a library with other numbers')
-        self.like = self.task.n_in, self.task.n_out, tuple(x.shape[1:]) if recipe.task.name=='images' else ()
-
-    def uniform(self, n, role, most=None):
-        "`n` uniformly random architectures, a function of the seed: the first of `most`."
-        codes = self.recipe.space.random(most or n, seed=np.random.default_rng([self.seed, role]))
-        return self.recipe.space.archs(codes[:n])
-
-    def rivals(self, n): "The first `n` random architectures that are retrained."; return self.uniform(n, 1, 1000)
-
-    def plan(self):
-        "The tasks that can be done, and what does them."
-        tasks, recipe = dict(search=self.search), self.recipe
-        def nets(name, archs, first=1): return {f'{name}-{i+1}': partial(self.train, f'{name} {i+1}', a, i+first)
-                                                for i,a in enumerate(archs)}
-        if not self.run.done('search'): return tasks | nets('random', self.rivals(recipe.n_random))
-        found = self.run.result('search')
-        parse = recipe.space.parse
-        tasks |= dict(derived=partial(self.train, 'derived', parse(found['arch']), 0))
-        tasks |= nets('child', map(parse, found['children'])) | nets('random', self.rivals(found['n_random']))
-        return tasks | {k: partial(self.lstm, k, n, found['params']) for k,n in found['lstm_epochs'].items()}
-
-    def train(self, name, arch, i, folder):
-        "Retrain one architecture."
-        start, macs = time.time(), final_cost(self.recipe, arch, *self.like)
-        net = retrain(self.recipe, self.dls, arch, self.seed, i, cbs=Checkpoint(folder, log=self.log))
-        return self.told(name, start, net | dict(macs=spent(self.recipe, 0, macs, *self.parts)['retrain']))
-
-    def lstm(self, name, epochs, n_params, folder):
-        "Train an LSTM of as many parameters."
-        start, macs = time.time(), 3*epochs*self.sizes['train']*_lstm_cost(n_params, len(self.dls.vocab))
-        net = _lstm(self.recipe, self.dls, n_params, epochs, self.seed, Checkpoint(folder, log=self.log))
-        return self.told(name, start, net | dict(macs=macs))
+        if run.result('begun')!=found:
+            raise ValueError(f'{run.path} was begun with other data, '
+                             'or by a library with other numbers')
+        self.like = (self.task.n_in, self.task.n_out,
+                     tuple(x.shape[1:]) if recipe.task.name=='images' else ())
 
     @property
-    def parts(self): "Training and validation items."; return self.sizes['train'], self.sizes['valid']
+    def parts(self):
+        "Training and validation items."
+        return self.sizes['train'], self.sizes['valid']
 
     def told(self, name, start, net):
         "A line of the log: the network, and how long the others will take."
@@ -394,6 +417,65 @@ class Experiment:
         self.log(f'  {_line(self.measure, name, net)}{end}')
         return net
 
+# %% ../nbs/16_recipes.ipynb #1f6d1334
+@patch
+def uniform(self:Experiment,
+            n,          # How many
+            role,       # Number of what they are for; other architectures for another one
+            most=None): # How many there are, of which these are the first; `n` by default
+    "`n` uniformly random architectures, a function of the seed."
+    codes = self.recipe.space.random(most or n, seed=np.random.default_rng([self.seed, role]))
+    return self.recipe.space.archs(codes[:n])
+
+@patch
+def rivals(self:Experiment,
+           n): # How many
+    "The first `n` random architectures that are retrained."
+    return self.uniform(n, 1, 1000)
+
+@patch
+def plan(self:Experiment):
+    "The tasks that can be done, and what does them."
+    tasks, recipe = dict(search=self.search), self.recipe
+    def nets(name, archs, first=1):
+        return {f'{name}-{i+1}': partial(self.train, f'{name} {i+1}', a, i+first)
+                for i,a in enumerate(archs)}
+    if not self.run.done('search'): return tasks | nets('random', self.rivals(recipe.n_random))
+    found = self.run.result('search')
+    parse = recipe.space.parse
+    tasks |= dict(derived=partial(self.train, 'derived', parse(found['arch']), 0))
+    tasks |= (nets('child', map(parse, found['children'])) |
+              nets('random', self.rivals(found['n_random'])))
+    return tasks | {k: partial(self.lstm, k, n, found['params'])
+                    for k,n in found['lstm_epochs'].items()}
+
+# %% ../nbs/16_recipes.ipynb #3e9f5bdf
+@patch
+def train(self:Experiment,
+          name,    # As the log calls it
+          arch,    # What to train
+          i,       # Number of the training: equal numbers share all randomness
+          folder): # For checkpoints
+    "Retrain one architecture."
+    start, macs = time.time(), final_cost(self.recipe, arch, *self.like)
+    net = retrain(self.recipe, self.dls, arch, self.seed, i,
+                  cbs=Checkpoint(folder, log=self.log))
+    return self.told(name, start,
+                     net | dict(macs=spent(self.recipe, 0, macs, *self.parts)['retrain']))
+
+@patch
+def lstm(self:Experiment,
+         name,     # As the log calls it
+         epochs,   # Of its training
+         n_params, # Parameters that it should have
+         folder):  # For checkpoints
+    "Train an LSTM of as many parameters."
+    start, macs = (time.time(),
+                   3*epochs*self.sizes['train']*_lstm_cost(n_params, len(self.dls.vocab)))
+    net = _lstm(self.recipe, self.dls, n_params, epochs, self.seed,
+                Checkpoint(folder, log=self.log))
+    return self.told(name, start, net | dict(macs=macs))
+
 # %% ../nbs/16_recipes.ipynb #9c8b85f0
 @patch
 def search(self:Experiment,
@@ -401,75 +483,96 @@ def search(self:Experiment,
     "Search, derive, look: what the report and the other tasks need."
     recipe, dls, part, run = self.recipe, self.dls, self.recipe.preset.search, self.run
     set_seed(self.seed)
-    learn, watch = search_learner(dls, recipe.space, preset=recipe.preset, seed=self.seed, **recipe.sizes), Stopwatch(self.log)
-    with learn.no_bar(), learn.no_logging(): learn.fit_preset(cbs=[watch, Checkpoint(folder, log=self.log)])
+    learn, watch = (search_learner(dls, recipe.space, preset=recipe.preset, seed=self.seed,
+                                   **recipe.sizes), Stopwatch(self.log))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_preset(cbs=[watch, Checkpoint(folder, log=self.log)])
     rows, start = _rows(learn), clock(dls.device)
     arch = learn.derive(recipe.n_derive)
-    cost = dict(omega=watch.spent-learn.search.theta_seconds, theta=learn.search.theta_seconds, derive=clock(dls.device)-start)
+    cost = dict(omega=watch.spent-learn.search.theta_seconds, theta=learn.search.theta_seconds,
+                derive=clock(dls.device)-start)
 
-    looked = dict(policy=learn.search.paths('look', recipe.n_look), uniform=self.uniform(recipe.n_look, 0))
-    shared = {f'{k}_shared_{self.measure.name}': self.task.shared(learn.score_archs(o), part) for k,o in looked.items()}
-    pass_cost, alone = (shared_cost(recipe, [*looked['policy'][:4], *looked['uniform'][:4]], *self.like),
+    looked = dict(policy=learn.search.paths('look', recipe.n_look),
+                  uniform=self.uniform(recipe.n_look, 0))
+    shared = {f'{k}_shared_{self.measure.name}': self.task.shared(learn.score_archs(o), part)
+              for k,o in looked.items()}
+    pass_cost, alone = (shared_cost(recipe, [*looked['policy'][:4], *looked['uniform'][:4]],
+                                    *self.like),
                         final_cost(recipe, arch, *self.like))
-    macs = spent(recipe, pass_cost, alone, *self.parts) | dict(derive=recipe.n_derive*self.sizes['valid']//2*pass_cost)
+    macs = (spent(recipe, pass_cost, alone, *self.parts) |
+            dict(derive=recipe.n_derive*self.sizes['valid']//2*pass_cost))
     theta = recipe.preset.controller
-    policy = dict(steps=max(0, part.n_epochs-theta.warmup)*theta.steps, entropy=learn.search.value('entropy'),
-                  max_entropy=math.log(recipe.space.size))
+    policy = dict(steps=max(0, part.n_epochs-theta.warmup)*theta.steps,
+                  entropy=learn.search.value('entropy'), max_entropy=math.log(recipe.space.size))
     learn.save_search(run.path/'search.safetensors')
     write_search(run.path, arch, pd.DataFrame(rows).rename_axis('epoch'))
-    self.log(f'derived: {arch}\nretrain it, {recipe.n_children} more children of the policy, and random architectures')
-    found = dict(arch=str(arch), derive_scores=[score for _,score in arch.scores]) | shared | dict(policy=policy)
+    self.log(f'derived: {arch}\nretrain it, {recipe.n_children} more children of the policy, '
+             'and random architectures')
+    found = (dict(arch=str(arch), derive_scores=[score for _,score in arch.scores]) | shared |
+             dict(policy=policy))
     rest  = self.rest(arch, sum(macs.values()))
     children = [str(o) for o in learn.search.paths('child', recipe.n_children)]
-    return dict(found=found, arch=str(arch), children=children, history=rows, cost=cost, macs=macs, **rest)
+    return dict(found=found, arch=str(arch), children=children, history=rows, cost=cost,
+                macs=macs, **rest)
 
+# %% ../nbs/16_recipes.ipynb #8dd1852a
 @patch
 def rest(self:Experiment,
          arch,    # The derived architecture
          budget): # Multiply-adds of ENAS
-    "How many random architectures are trained, and LSTMs for how many epochs: as many as ENAS would have paid for."
+    """How many random architectures are trained, and LSTMs for how many epochs.
+    Both are as many as ENAS would have paid for."""
     recipe, n, left = self.recipe, 0, budget
     for o in self.rivals(200):
         left -= spent(recipe, 0, final_cost(recipe, o, *self.like), *self.parts)['retrain']
         if left<0 and n>=recipe.n_random: break
         n += 1
     if not recipe.lstm: return dict(n_random=n, lstm_epochs={}, params=None)
-    net    = recipe.space.final_net(arch, *self.like[:2], **recipe.space.sizes(recipe.preset.final) | recipe.final_sizes())
+    net    = recipe.space.final_net(arch, *self.like[:2],
+        **recipe.space.sizes(recipe.preset.final) | recipe.final_sizes())
     params = sum(p.numel() for p in net.parameters())
     short  = recipe.preset.final.epochs
     epochs = int(budget/(3*self.sizes['train']*_lstm_cost(params, len(self.dls.vocab))))
-    return dict(n_random=n, lstm_epochs=dict(lstm=short, lstm_longer=max(short, epochs)), params=params)
+    return dict(n_random=n, lstm_epochs=dict(lstm=short, lstm_longer=max(short, epochs)),
+                params=params)
 
 # %% ../nbs/16_recipes.ipynb #4ec1be01
 @patch
 def result(self:Experiment):
     "All numbers of a run whose tasks are done, and the derived architecture."
-    recipe, run, measure, found = self.recipe, self.run, self.measure, self.run.result('search')
+    recipe, run, measure, found = (self.recipe, self.run, self.measure,
+                                   self.run.result('search'))
     nets = {k: run.result(k) for k in self.plan() if k!='search'}
     some = lambda name: [v for k,v in nets.items() if k.split('-')[0]==name]
     derived, children, randoms, lstms = (some(o) for o in ('derived', 'child', 'random', 'lstm'))
     lstms += some('lstm_longer')
     total = lambda key, o: sum(net[key] for net in o)
     def costs(key, searched):
-        parts = dict(retrain=derived[0][key], children=total(key, children), random=total(key, randoms))
+        parts = dict(retrain=derived[0][key], children=total(key, children),
+                     random=total(key, randoms))
         return searched | parts | {k: v[key] for k,v in nets.items() if k.startswith('lstm')}
     cost, macs = costs('cost', found['cost']), costs('macs', found['macs'])
     macs['enas'] = sum(macs[o] for o in ('omega', 'theta', 'derive', 'retrain'))
-    result = _conditions(recipe, self.seed, self.dls, self.sizes) | found['found'] | _tested(measure, derived[0])
+    result = (_conditions(recipe, self.seed, self.dls, self.sizes) | found['found'] |
+              _tested(measure, derived[0]))
     result |= _comparison(recipe, children, randoms, macs['enas'])
     if lstms: result['lstms'] = [_tested(measure, o) for o in lstms]
     enas = sum(cost[o] for o in ('omega', 'theta', 'derive', 'retrain'))
-    return result | dict(cost={k: round(v, 2) for k,v in cost.items()}, enas_cost=round(enas, 2), macs=macs)
+    return result | dict(cost={k: round(v, 2) for k,v in cost.items()},
+                         enas_cost=round(enas, 2), macs=macs)
 
+# %% ../nbs/16_recipes.ipynb #45be7c3f
 def run_recipe(recipe:Recipe, # What to run
                seed=0,        # Of everything
                device=None,   # Where; fastai's default device by default
                log=print,     # Gets a line now and then
-               run=None,      # A `Run` whose folder keeps everything, and which may be half done; none by default
+               run=None,      # A `Run`: its folder keeps everything, it may be half done; or none
               ):
-    "Run a recipe. Returns the result (JSON-able), the search's history (a `DataFrame`) and the derived architecture."
+    """Run a recipe.
+    Returns the result (JSON-able), the search's history (a `DataFrame`), and the derived `Arch`."""
     if run is None:
-        with tempfile.TemporaryDirectory() as d: return run_recipe(recipe, seed, device, log, new_run(Path(d)/'run', {}))
+        with tempfile.TemporaryDirectory() as d:
+            return run_recipe(recipe, seed, device, log, new_run(Path(d)/'run', {}))
     work = Experiment(recipe, seed, device, run, log)
     sizes, items = work.sizes, work.measure.items
     log(f"{recipe.name}: {sizes['train']:,} training and {sizes['valid']:,} validation {items}, "
@@ -478,7 +581,8 @@ def run_recipe(recipe:Recipe, # What to run
     result, found = work.result(), run.result('search')
     run.work(lambda: dict(report=lambda folder: write_result(run.path, result)), log)
     run.tidy()
-    return result, pd.DataFrame(found['history']).rename_axis('epoch'), recipe.space.parse(found['arch'])
+    return (result, pd.DataFrame(found['history']).rename_axis('epoch'),
+            recipe.space.parse(found['arch']))
 
 # %% ../nbs/16_recipes.ipynb #a10e1000
 @patch
@@ -487,15 +591,20 @@ def alone(self:Experiment,
           folder): # For checkpoints
     "Train one architecture, and keep its weights."
     recipe, part = self.recipe, self.recipe.preset.final
-    learn = arch_learner(_fresh(recipe, self.dls, self.seed, 0), arch, preset=recipe.preset, **recipe.final_sizes())
+    learn = arch_learner(_fresh(recipe, self.dls, self.seed, 0), arch, preset=recipe.preset,
+                         **recipe.final_sizes())
     net   = _train(recipe, learn, part, Checkpoint(folder, log=self.log), self.log)
     self.log(_line(self.measure, 'test', net))
-    weights = {k: v.cpu().clone(memory_format=torch.contiguous_format) for k,v in learn.model.state_dict().items()}
+    weights = {k: v.cpu().clone(memory_format=torch.contiguous_format)
+               for k,v in learn.model.state_dict().items()}
     write_file(self.run.path/'net.safetensors', save(weights))
     macs = spent(recipe, 0, final_cost(recipe, arch, *self.like), *self.parts)['retrain']
-    found = dict(arch=str(arch), epochs=part.n_epochs, history=net['history'], cost=round(net['cost'], 2), macs=macs)
-    return _conditions(recipe, self.seed, self.dls, self.sizes) | found | _tested(self.measure, net)
+    found = dict(arch=str(arch), epochs=part.n_epochs, history=net['history'],
+                 cost=round(net['cost'], 2), macs=macs)
+    return (_conditions(recipe, self.seed, self.dls, self.sizes) | found |
+            _tested(self.measure, net))
 
+# %% ../nbs/16_recipes.ipynb #5a7af657
 def train_arch(recipe:Recipe, # By whose final part
                arch:Arch,     # What to train, of the recipe's kind of space
                seed=0,        # Of everything
@@ -505,12 +614,15 @@ def train_arch(recipe:Recipe, # By whose final part
               ):
     "Train one architecture as `run_recipe` trains the derived one. Returns the result (JSON-able)."
     if type(arch.space)!=type(recipe.space):
-        raise ValueError(f'{recipe.name} trains architectures of {type(recipe.space).__name__}, this is one of {arch.space}')
+        raise ValueError(f'{recipe.name} trains architectures of {type(recipe.space).__name__}, '
+                         f'this is one of {arch.space}')
     if run is None:
-        with tempfile.TemporaryDirectory() as d: return train_arch(recipe, arch, seed, device, log, new_run(Path(d)/'run', {}))
+        with tempfile.TemporaryDirectory() as d:
+            return train_arch(recipe, arch, seed, device, log, new_run(Path(d)/'run', {}))
     work = Experiment(replace(recipe, space=arch.space), seed, device, run, log)
     log(f"{work.sizes['train']:,} training {work.measure.items}, seed {seed}, on {work.dls.device}")
     run.work(lambda: dict(train=partial(work.alone, arch)), log)
-    run.work(lambda: dict(report=lambda folder: write_training(run.path, run.result('train'), arch)), log)
+    run.work(lambda: dict(report=lambda folder:
+                          write_training(run.path, run.result('train'), arch)), log)
     run.tidy()
     return run.result('train')

@@ -23,13 +23,17 @@ from .evaluate import Findings, told
 words = dict( # by measure
     accuracy=dict(
         average='mean', plural='accuracies', short='{:.1%}', spread='{:.2f} points',
-        gain='a difference whose standard error is {se:.1f} points', alone=' from the number of images alone',
-        shared='the first weights, the order of images and the augmentation', batch='{bs} validation images'),
+        gain='a difference whose standard error is {se:.1f} points',
+        alone=' from the number of images alone',
+        shared='the first weights, the order of images and the augmentation',
+        batch='{bs} validation images'),
     perplexity=dict(
         average='median', plural='perplexities', short='{:.1f}', spread='{:.1f}',
-        gain='a gain of {gain:+.3f} ± {se:.3f} nats a word', alone=', the standard error coming from the words alone',
+        gain='a gain of {gain:+.3f} ± {se:.3f} nats a word',
+        alone=', the standard error coming from the words alone',
         shared="the first weights and dropout's randomness",
-        batch='{bs} windows of {bptt} validation words, whose reward was {reward_c:.0f}/perplexity'))
+        batch='{bs} windows of {bptt} validation words, '
+              'whose reward was {reward_c:.0f}/perplexity'))
 
 def n_of(n, # How many
          what): # One of them
@@ -53,41 +57,55 @@ def _gain(measure, gain, alone=''):
 def _against_lstm(found):
     "A sentence on the LSTM, where there was one."
     if not found.lstm: return ''
-    gain, value = found.over(found.lstm), show(found.measure, found.lstm[f'test_{found.measure.name}'], short=True)
-    return (f' It {gain.verb} an LSTM with as many parameters and at most its cost, the better of two by validation, '
+    gain, value = (found.over(found.lstm),
+                   show(found.measure, found.lstm[f'test_{found.measure.name}'], short=True))
+    return (f' It {gain.verb} an LSTM with as many parameters and at most its cost, '
+            'the better of two by validation, '
             f'which has {value}: {_gain(found.measure, gain)}.')
 
+# %% ../nbs/15_report.ipynb #77abf60d
 def _policy(result):
-    "A warning, where the policy was hardly trained or has collapsed; nothing where a result does not say."
+    """A warning, where the policy was hardly trained or has collapsed.
+    It is empty where a result does not say."""
     policy = result.get('policy')
     if not policy: return ''
     if not policy['steps']:
-        return ('The policy was never trained: its warm-up was as long as the search. So nothing was searched here, and what '
+        return ('The policy was never trained: its warm-up was as long as the search. '
+                'So nothing was searched here, and what '
                 'follows compares random architectures with each other. ')
     entropy, most = policy['entropy'], policy['max_entropy']
     said = f'its entropy is {entropy:.2f} of at most {most:.2f} nats'
-    if entropy > .95*most: return f'The policy has hardly moved: {said}. So ENAS was random search by shared weights here. '
-    if entropy < .01*most: return f'The policy has collapsed: {said}. It samples nearly always the same architecture. '
+    if entropy > .95*most:
+        return (f'The policy has hardly moved: {said}. '
+                'So ENAS was random search by shared weights here. ')
+    if entropy < .01*most:
+        return (f'The policy has collapsed: {said}. '
+                'It samples nearly always the same architecture. ')
     return ''
 
+# %% ../nbs/15_report.ipynb #372be570
 def _lead(found, policy, uniform):
     "What the scores with shared weights say."
     scores = f'({policy} against {uniform} for uniformly random architectures)'
     both = (found.result[f'{o}_shared_{found.measure.name}'] for o in ('policy', 'uniform'))
-    if found.measure.gain(*both) <= 0: return f'With *shared* weights the policy does not lead {scores}.'
-    return (f"The policy's lead with *shared* weights {scores} does not show it either: it is partly the rich getting "
-            'richer, since its favourites got the training.')
+    if found.measure.gain(*both) <= 0:
+        return f'With *shared* weights the policy does not lead {scores}.'
+    return (f"The policy's lead with *shared* weights {scores} does not show it either: "
+            'it is partly the rich getting richer, since its favourites got the training.')
 
 def verdict(result): # As `run_recipe` returns it
     "What a result shows, and what it does not, in plain words."
     found = Findings(result)
     measure, items = found.measure, found.measure.items
     value = lambda result, key: show(measure, result[f'{key}_{measure.name}'], short=True)
-    ours, theirs, policy, uniform = (value(result, 'test'), value(result['equal_cost_rival'], 'test'),
-                                     value(result, 'policy_shared'), value(result, 'uniform_shared'))
-    return (f"{_policy(result)}In this one run ENAS {found.random.verb} random search at equal cost: {ours} against {theirs} on "
-            f"{result[items]['test']:,} test {items}, {_gain(measure, found.random, words[measure.name]['alone'])}."
-            f"{_against_lstm(found)} It does not show how another seed or other {items} would end. "
+    ours, theirs, policy, uniform = (
+        value(result, 'test'), value(result['equal_cost_rival'], 'test'),
+        value(result, 'policy_shared'), value(result, 'uniform_shared'))
+    return (f'{_policy(result)}In this one run ENAS {found.random.verb} random search '
+            f'at equal cost: {ours} against {theirs} on '
+            f"{result[items]['test']:,} test {items}, "
+            f"{_gain(measure, found.random, words[measure.name]['alone'])}."
+            f'{_against_lstm(found)} It does not show how another seed or other {items} would end. '
             f'{_lead(found, policy, uniform)}')
 
 # %% ../nbs/15_report.ipynb #c92da35c
@@ -97,11 +115,14 @@ def paired(result): # As `run_recipe` returns it
     measure, pairs = found.measure, found.pairs
     start = f"Child i and random architecture i share {words[measure.name]['shared']}"
     if not pairs.n: return f'{start}; in every such pair one diverged.'
-    gain, se = (f'{o*measure.scale:{sign}.{measure.digits}f}' for o,sign in ((pairs.mean, '+'), (pairs.se, '')))
+    gain, se = (f'{o*measure.scale:{sign}.{measure.digits}f}'
+                for o,sign in ((pairs.mean, '+'), (pairs.se, '')))
     size = ('All have as many parameters.' if round(found.size, 3)==1 else
             f'They have {found.size:.1f} times as many parameters, which may be part of it.')
-    error = f'standard error {se}, {pairs.n} pairs' if pairs.n>1 else 'one pair, which has no standard error'
-    return f'{start}. In such pairs the children are {gain} {measure.unit} better ({error}). {size}'
+    error = (f'standard error {se}, {pairs.n} pairs' if pairs.n>1 else
+             'one pair, which has no standard error')
+    return (f'{start}. In such pairs the children are {gain} {measure.unit} better ({error}). '
+            f'{size}')
 
 # %% ../nbs/15_report.ipynb #20a5869c
 def md_table(rows, # Lists of cells
@@ -122,21 +143,25 @@ def network_rows(result): # As `run_recipe` returns it
     test = f'test_{measure.name}'
     children, randoms = result[f'child_{test}'], result[f'random_{test}']
     sizes  = {o: f"{np.mean(result[f'{o}_params']):,.0f}" for o in ('child', 'random')}
-    chosen = '' if result['recipe']['preset']['final'].get('all_train') else ': best of them by validation'
+    chosen = ('' if result['recipe']['preset']['final'].get('all_train') else
+              ': best of them by validation')
     rival_size = result['random_params'][result['random_archs'].index(rival['arch'])]
     spread = words[measure.name]['spread'].format(measure.scale*result['random_sd'])
     lstms  = [(f"LSTM, {n_of(o['epochs'], 'epoch')}", 1, show(measure, o[test]), f"{o['params']:,}")
               for o in result.get('lstms', [])]
-    return [('**derived by ENAS**', 1, f'**{show(measure, result[test])}**', f"{result['params']:,}"),
+    return [('**derived by ENAS**', 1, f'**{show(measure, result[test])}**',
+             f"{result['params']:,}"),
             ("the policy's children", len(children), _average(measure, children), sizes['child']),
-            ('random architectures', len(randoms), f'{_average(measure, randoms)}, s.d. {spread}', sizes['random']),
-            (f'**random search at equal cost**{chosen}', rival['n'], f'**{show(measure, rival[test])}**',
-             f'{rival_size:,}'), *lstms]
+            ('random architectures', len(randoms), f'{_average(measure, randoms)}, s.d. {spread}',
+             sizes['random']),
+            (f'**random search at equal cost**{chosen}', rival['n'],
+             f'**{show(measure, rival[test])}**', f'{rival_size:,}'), *lstms]
 
 # %% ../nbs/15_report.ipynb #193f1369
 def cost_rows(result): # As `run_recipe` returns it
     "Rows of the costs."
-    macs, cost = result.get('macs'), result['cost'] | dict(enas=result['enas_cost']) # version 0.2 counted no multiply-adds
+    # version 0.2 counted no multiply-adds
+    macs, cost = result.get('macs'), result['cost'] | dict(enas=result['enas_cost'])
     def row(name, key): return [name, *([f'{macs[key]:.3g}'] if macs else []), f'{cost[key]:.1f}']
     rows = [row('shared weights ω', 'omega'), row('policy θ', 'theta'),
             row(f"deriving, {result['recipe']['n_derive']} samples", 'derive'),
@@ -151,37 +176,47 @@ def plot_retrained(result): # As `run_recipe` returns it
     "Test results of all retrained networks: a matplotlib `Figure`."
     measure, rival = Findings(result).measure, result['equal_cost_rival']
     test = f'test_{measure.name}'
-    rows = [('random', result[f'random_{test}'], '.6'), ("policy's children", result[f'child_{test}'], '#0072B2'),
+    rows = [('random', result[f'random_{test}'], '.6'),
+            ("policy's children", result[f'child_{test}'], '#0072B2'),
             ('derived', [result[test]], '#D55E00')]
-    if 'lstms' in result: rows.append(('LSTM', [o[test] for o in result['lstms']], '#009E73'))
+    if 'lstms' in result:
+        rows.append(('LSTM', [o[test] for o in result['lstms']], '#009E73'))
     fig,ax = plt.subplots(figsize=(6.4, .5+.6*len(rows)))
-    def dots(values, y, **style): ax.plot(np.multiply(told(values), measure.scale), [y]*len(told(values)), 'o', **style)
+    def dots(values, y, **style):
+        ax.plot(np.multiply(told(values), measure.scale), [y]*len(told(values)), 'o', **style)
     for y,(_,values,color) in enumerate(rows): dots(values, y, color=color, alpha=.7, mec='none')
     dots([rival[test]], 0, ms=11, mfc='none', mec='k')
-    ax.set(ylim=(-.6, len(rows)-.4), xlabel=f"test {measure.name}{', %' if measure.scale==100 else ''}")
+    ax.set(ylim=(-.6, len(rows)-.4),
+           xlabel=f"test {measure.name}{', %' if measure.scale==100 else ''}")
     ax.set_yticks(range(len(rows)), [f'{name} ({len(values)})' for name,values,_ in rows])
-    ax.set_title(f"circle: the best of {rival['n']} random ones by validation, at equal cost", fontsize=9)
+    ax.set_title(f"circle: the best of {rival['n']} random ones by validation, at equal cost",
+                 fontsize=9)
     fig.tight_layout(); plt.close(fig)
     return fig
 
 # %% ../nbs/15_report.ipynb #e3e251e1
-_all_train = ("It had the validation images, too, as the paper's; so nothing could be chosen by them, "
-              'and the rival is one random architecture.')
+_all_train = ("It had the validation images, too, as the paper's; "
+              'so nothing could be chosen by them, and the rival is one random architecture.')
 
 def _start(result):
     "A line on what was run."
     items = Findings(result).measure.items
     train, valid, test = (f'{result[items][o]:,}' for o in ('train', 'valid', 'test'))
-    return (f"{result['recipe']['about']}. Seed {result['seed']}, {train} training, {valid} validation and {test} test "
+    return (f"{result['recipe']['about']}. Seed {result['seed']}, {train} training, "
+            f'{valid} validation and {test} test '
             f"{items}; {result['n_archs']:.3g} possible architectures.")
 
 def _shared(result):
     "A sentence on scores with the shared weights."
     measure = Findings(result).measure
-    policy, uniform = (show(measure, result[f'{o}_shared_{measure.name}'], short=True) for o in ('policy', 'uniform'))
-    return (f"With the shared weights, architectures of the policy had a {words[measure.name]['average']} "
-            f'{measure.name} of {policy} and uniformly random ones {uniform} on the same {measure.items}.')
+    policy, uniform = (show(measure, result[f'{o}_shared_{measure.name}'], short=True)
+                       for o in ('policy', 'uniform'))
+    return ('With the shared weights, architectures of the policy had a '
+            f"{words[measure.name]['average']} "
+            f'{measure.name} of {policy} and uniformly random ones {uniform} '
+            f'on the same {measure.items}.')
 
+# %% ../nbs/15_report.ipynb #8a6757c2
 def _what_was_run(result):
     "A paragraph on sizes, epochs and who saw which data."
     measure, recipe = Findings(result).measure, result['recipe']
@@ -191,13 +226,16 @@ def _what_was_run(result):
     width  = lambda part: said('width {}', recipe['sizes'].get('width', part['width']))
     sizes  = ', '.join(width(search) + said('batches of {}', recipe['data_args'].get('bs')))
     choice = f'The random architectures were compared on all validation {measure.items}.'
-    return f"""{n_of(epochs(search), 'epoch')} of the shared weights ({sizes}), after each {theta['steps']} steps of the \
+    return f"""{n_of(epochs(search), 'epoch')} of the shared weights ({sizes}), \
+after each {theta['steps']} steps of the \
 policy with {theta['n_archs']} architectures on a common batch of
-{words[measure.name]['batch'].format(**search)}. θ saw one half of the validation {measure.items} (`reward`); \
+{words[measure.name]['batch'].format(**search)}. \
+θ saw one half of the validation {measure.items} (`reward`); \
 deriving and every shared {measure.name} used the other (`select`).
 Each retraining: {', '.join([n_of(epochs(final), 'epoch'), *width(final)])}. \
 {_all_train if final.get('all_train') else choice} \
-Test {measure.items} were opened once per retrained network, after its training, and chose nothing."""
+Test {measure.items} were opened once per retrained network, after its training, \
+and chose nothing."""
 
 # %% ../nbs/15_report.ipynb #104dc62a
 def report(result): # As `run_recipe` returns it
@@ -236,7 +274,8 @@ The children are other samples of the trained policy. {paired(result)}
 
 {_shared(result)}
 
-Made with {', '.join(f'{k} {v}' for k,v in result['versions'].items())}, on {result['device']}. All numbers are in `result.json`.
+Made with {', '.join(f'{k} {v}' for k,v in result['versions'].items())}, on {result['device']}. \
+All numbers are in `result.json`.
 """
 
 # %% ../nbs/15_report.ipynb #f11e5a01
@@ -271,10 +310,11 @@ def training_report(result): # As `train_arch` returns it
     measure, items = found.measure, found.measure.items
     valid = result[f'valid_{measure.name}']
     seen  = 'it was trained on, too' if valid is None else show(measure, valid)
-    rows  = [(f'test {measure.name}', f"**{show(measure, result[f'test_{measure.name}'])}**"), (f'validation {measure.name}', seen),
-             ('parameters', f"{result['params']:,}"), ('epochs', result['epochs']), (result['clock'], result['cost']),
-             ('multiply-adds', f"{result['macs']:.3g}"), ('trained on', f"{result[items]['train']:,} {items}"),
-             ('seed', result['seed'])]
+    rows  = [(f'test {measure.name}', f"**{show(measure, result[f'test_{measure.name}'])}**"),
+             (f'validation {measure.name}', seen), ('parameters', f"{result['params']:,}"),
+             ('epochs', result['epochs']), (result['clock'], result['cost']),
+             ('multiply-adds', f"{result['macs']:.3g}"),
+             ('trained on', f"{result[items]['train']:,} {items}"), ('seed', result['seed'])]
     return f"""# {recipe['name']}: one architecture, trained from scratch
 
 ![The architecture](arch.svg)
@@ -285,14 +325,16 @@ def training_report(result): # As `train_arch` returns it
 
 ![Curves of the training](curves.png)
 
-One training of one seed. Made with {', '.join(f'{k} {v}' for k,v in result['versions'].items())}, on {result['device']}. All numbers \
-are in `result.json`, the weights in `net.safetensors`.
+One training of one seed. \
+Made with {', '.join(f'{k} {v}' for k,v in result['versions'].items())}, on {result['device']}. \
+All numbers are in `result.json`, the weights in `net.safetensors`.
 """
 
 def write_training(out,    # A folder
                    result, # As `train_arch` returns it
                    arch):  # The architecture
-    "Write what a training has found: `arch.json`, `arch.svg`, `history.csv`, `curves.png`, `result.json`, `report.md`."
+    """Write what a training has found.
+    Its files: `arch.json`, `arch.svg`, `history.csv`, `curves.png`, `result.json`, `report.md`."""
     write_search(out, arch, pd.DataFrame(result['history']).rename_axis('epoch'))
     write_file(out/'result.json', json.dumps(result, indent=1)+'\n')
     write_file(out/'report.md', training_report(result))

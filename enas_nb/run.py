@@ -24,7 +24,8 @@ class Run:
         self.path, self.tasks = Path(path), Path(path)/'tasks'
         try: self.asked = json.loads((self.path/'run.json').read_text())
         except (OSError, ValueError):
-            raise ValueError(f'{path} holds no run that can be gone on with: there is no run.json, or it is damaged') from None
+            raise ValueError(f'{path} holds no run that can be gone on with: '
+                             'there is no run.json, or it is damaged') from None
 
     def done(self,
         name): # Of a task
@@ -40,13 +41,17 @@ class Run:
         name,  # Of a file in the folder
         data): # Text or bytes
         "Write a file that is there as a whole or not at all."
-        with atomic_save(self.path/name, **(dict(mode='w', encoding='utf-8') if isinstance(data, str) else {})) as f: f.write(data)
+        with atomic_save(self.path/name, **(dict(mode='w', encoding='utf-8')
+                                            if isinstance(data, str) else {})) as f:
+            f.write(data)
         (self.path/name).chmod(0o644)
 
 # %% ../nbs/appendix/run.ipynb #93707617
-def _missing(path): "Which folders there are not, the innermost first."; return [o for o in (path, *path.parents) if not o.exists()]
+def _missing(path):
+    "Which folders there are not, the innermost first."
+    return [o for o in (path, *path.parents) if not o.exists()]
 
-def new_run(path,  # A folder that does not exist, or an empty one; `ValueError` for others, `OSError` where nothing can be written
+def new_run(path,  # A new or empty folder; `ValueError` for others, `OSError` if it is not writable
             asked, # JSON-able: what a process needs to know to go on
            )->Run:
     "Make the folder of a run."
@@ -54,11 +59,14 @@ def new_run(path,  # A folder that does not exist, or an empty one; `ValueError`
     made = _missing(path)
     path.mkdir(parents=True, exist_ok=True)
     if (path/'run.json').exists():
-        raise ValueError(f'{path} holds a run already: go on with it (--resume {path}), or choose another folder')
+        raise ValueError(f'{path} holds a run already: '
+                         f'go on with it (--resume {path}), or choose another folder')
     if other := sorted(o.name for o in path.iterdir() if o.name!='lost+found'):
         raise ValueError(f"{path} holds {', '.join(other[:3])}: choose a new or an empty folder")
     try: (path/'tasks').mkdir() # only one process can
-    except FileExistsError: raise ValueError(f'{path} was taken by another run just now, choose another folder') from None
+    except FileExistsError:
+        raise ValueError(f'{path} was taken by another run just now, '
+                         'choose another folder') from None
     try:
         with atomic_save(path/'run.json', mode='w') as f: f.write(json.dumps(asked, indent=1)+'\n')
     except OSError: (path/'tasks').rmdir(); raise
@@ -66,6 +74,7 @@ def new_run(path,  # A folder that does not exist, or an empty one; `ValueError`
     run.made = made # the innermost first
     return run
 
+# %% ../nbs/appendix/run.ipynb #5475ae94
 def next_run(path,  # The first choice; with a number behind it where that is taken
              asked, # As `new_run` has it
             )->Run:
@@ -83,7 +92,8 @@ def next_run(path,  # The first choice; with a number behind it where that is ta
 @patch
 def drop(self:Run):
     "Take back what `new_run` made, if nothing has been kept in it: was it?"
-    if any(o.is_file() and o.name!='begun.json' and o.suffix!='.lock' for o in self.tasks.rglob('*')): return False
+    if any(o.is_file() and o.name!='begun.json' and o.suffix!='.lock'
+           for o in self.tasks.rglob('*')): return False
     shutil.rmtree(self.tasks)
     (self.path/'run.json').unlink()
     for o in self.made:
@@ -119,11 +129,14 @@ def work(self:Run,
     said = None
     while todo := {k: do for k,do in plan().items() if not self.done(k)}:
         if any(self.take(k, do) for k,do in todo.items()): continue
-        if said!=(said := list(todo)): log(f"other processes have {', '.join(todo)}; waiting for them")
+        if said!=(said := list(todo)):
+            log(f"other processes have {', '.join(todo)}; waiting for them")
         time.sleep(nap)
 
 # %% ../nbs/appendix/run.ipynb #38a3e771
 @patch
 def tidy(self:Run):
-    "Remove locks, and what processes left that were killed while they wrote; for a run whose tasks are all done."
-    for o in (*self.tasks.glob('*.lock'), *self.path.glob('tmp*tmp'), *self.tasks.glob('tmp*tmp')): o.unlink(missing_ok=True)
+    """Remove locks, and what processes left that were killed while they wrote.
+    It is for a run whose tasks are all done."""
+    for o in (*self.tasks.glob('*.lock'), *self.path.glob('tmp*tmp'), *self.tasks.glob('tmp*tmp')):
+        o.unlink(missing_ok=True)

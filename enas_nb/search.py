@@ -32,7 +32,8 @@ from .train import FiniteClip, OwnEvents, clock, l2_decay, optimizer, preset_cbs
 # %% ../nbs/12_search.ipynb #0000000d
 @contextmanager
 def evaluates(net): # A network
-    "A network's evaluation mode; one that is in it already is left alone, for the walk through its modules takes long."
+    """A network's evaluation mode.
+    One that is in it already is left alone, for the walk through its modules takes long."""
     training = net.training
     if training: net.eval()
     try: yield
@@ -40,18 +41,19 @@ def evaluates(net): # A network
         if training: net.train()
 
 @torch.no_grad()
-def score_batch(net,   # A shared network; one with `remember` computes what architectures begin with once
+def score_batch(net,   # A shared network; `remember` computes what architectures begin with once
                 archs, # `Arch`s
                 batch, # (x, y), or more of each, on the network's device
-                metric=accuracy, # Function of (predictions, targets) that returns a scalar tensor: the more the better
+                metric=accuracy, # Function of (predictions, targets): a scalar, the more the better
                 autocast=nullcontext(), # A context manager for mixed precision
                ):
-    "What `metric` says of each architecture on one common batch: a tensor [n] on the batch's device."
+    "What `metric` says of each architecture on a common batch: a tensor [n] on its device."
     *xs,y = (o.as_subclass(torch.Tensor) for o in batch) # fastai's types would slow every op down
     was, hidden, res = net.arch, getattr(net, 'hidden', None), {}
     try:
         with evaluates(net), getattr(net, 'remember', nullcontext)():
-            for arch in sorted(set(archs), key=lambda o: o.code): # so that those that begin alike meet
+            # so that those that begin alike meet
+            for arch in sorted(set(archs), key=lambda o: o.code):
                 net.arch = arch
                 if hasattr(net, 'reset'): net.reset()
                 with autocast: res[arch] = metric(net(*xs), y).as_subclass(torch.Tensor)
@@ -71,7 +73,9 @@ class Supernet(nn.Module):
         self.net, self.controller, self._arch, self.path = net, controller, None, None
 
     @property
-    def arch(self): "The architecture that runs outside `fit`; None stands for the policy's mode."; return self._arch
+    def arch(self):
+        "The architecture that runs outside `fit`; None stands for the policy's mode."
+        return self._arch
     @arch.setter
     def arch(self, arch):
         self.net.arch = arch # refuses one of another space
@@ -107,9 +111,11 @@ class SearchCallback(Callback):
         self.preset, self.reward_dl, self.reward, self.seed = preset, reward_dl, reward, seed
         self.trained, self.theta_seconds, self.reinforce, self.stats = 0, 0., None, {}
 
-    def before_fit(self): self.reinforce = self.reinforce or Reinforce(self.model.controller, self.preset.controller)
+    def before_fit(self):
+        self.reinforce = self.reinforce or Reinforce(self.model.controller, self.preset.controller)
     def after_train(self):
-        if not self.repeat.looking and self.trained >= self.preset.controller.warmup: self.train_theta()
+        if not self.repeat.looking and self.trained >= self.preset.controller.warmup:
+            self.train_theta()
     def after_epoch(self): self.trained += self.child.in_epoch and not self.repeat.looking
 
     def __getstate__(self): return {**self.__dict__, 'reward_dl': None} # no data in an export
@@ -142,12 +148,15 @@ def value(self:SearchCallback,
 @patch
 def train_theta(self:SearchCallback):
     "The epoch's steps of θ, with a progress bar; keeps their mean reward and entropy."
-    start, size = clock(self.dls.device), min(self.preset.search.bs, len(self.reward_dl.dataset))
+    start, size = (clock(self.dls.device),
+                   min(self.preset.search.bs, len(self.reward_dl.dataset)))
     net, space, stats = self.model.net, self.model.controller.space, []
     with evaluates(net):
         for i in self._bar(range(self.preset.controller.steps)):
-            batch = random_batch(self.reward_dl, size, self.generator('reward', i)) # made on the device
-            score = lambda codes: score_batch(net, space.archs(codes), batch, self.reward, self._autocast())
+            # made on the device
+            batch = random_batch(self.reward_dl, size, self.generator('reward', i))
+            score = lambda codes: score_batch(net, space.archs(codes), batch, self.reward,
+                                              self._autocast())
             stats.append(self.reinforce.step(score, self.generator('theta', i)))
     if stats: self.stats = {k: torch.stack([o[k] for o in stats]).mean().item() for k in stats[0]}
     self.stats['baseline'] = float(self.reinforce.baseline.value)
@@ -165,10 +174,11 @@ def _autocast(self:SearchCallback):
 
 # %% ../nbs/12_search.ipynb #045e3671
 class ChildCallback(OwnEvents):
-    "The half of ENAS that trains ω: each batch runs the next child, an architecture of the policy."
+    "The half of ENAS that trains ω: each batch runs an architecture of the policy."
     def __init__(self): self.in_epoch = False
     def before_fit(self): self.in_epoch, self.model.path = False, None
-    def before_train(self): self.in_epoch, self.queue = True, self.search.paths('path', len(self.dls.train))
+    def before_train(self):
+        self.in_epoch, self.queue = True, self.search.paths('path', len(self.dls.train))
     def before_validate(self):
         if self.in_epoch: self.queue = self.search.paths('valid', len(self.dl))
         else: _check_batch(self.dl, self.model.net)
@@ -183,14 +193,17 @@ class ChildCallback(OwnEvents):
 def _check_batch(dl, net):
     "Refuse to run a single image through batch norm that needs others."
     if getattr(dl, 'n', None)==1 and getattr(net, 'bn_eval', '')=='batch':
-        raise ValueError('a shared network normalises by the statistics of a batch, and one image has none: '
-                         "retrain the architecture with `arch_learner`, or search with bn_eval='running'")
+        raise ValueError('a shared network normalises by the statistics of a batch, '
+                         'and one image has none: '
+                         'retrain the architecture with `arch_learner`, '
+                         "or search with bn_eval='running'")
 
 # %% ../nbs/12_search.ipynb #b101be8d
 class RepeatCallback(Callback):
     "What makes a search repeatable: the epoch's data order, and no trace of `lr_find`."
     looking = None # puts the random states back when `lr_find` is over
-    def before_fit(self): self.looking = keep_random(self.dls) if hasattr(self.learn, 'lr_finder') else None
+    def before_fit(self):
+        self.looking = keep_random(self.dls) if hasattr(self.learn, 'lr_finder') else None
     def before_train(self):
         if isinstance(self.dls.train, MemoryDL): self.dls.train.epoch = self.search.trained
     def before_batch(self):
@@ -209,61 +222,77 @@ def pick_preset(preset, # A `Preset`, the name of one of the space's, or None fo
     if preset is None: preset = next(iter(named.values()))
     if isinstance(preset, str): preset = named.get(preset, preset)
     if not isinstance(preset, Preset):
-        raise ValueError(f"preset is {preset!r}, allowed are a Preset, {', '.join(map(repr, named))}")
-    if preset.search.task!=task: raise ValueError(f'preset {preset.name!r} is for {preset.search.task}, the data are {task}')
+        raise ValueError(f'preset is {preset!r}, '
+                         f"allowed are a Preset, {', '.join(map(repr, named))}")
+    if preset.search.task!=task:
+        raise ValueError(f'preset {preset.name!r} is for {preset.search.task}, the data are {task}')
     return preset
 
+# %% ../nbs/12_search.ipynb #5606f9ed
 def split_kwargs(kwargs): # Of a factory
     "Keyword arguments that `Learner` takes, and the others, for the network."
     known = inspect.signature(Learner.__init__).parameters
-    return {k:v for k,v in kwargs.items() if k in known}, {k:v for k,v in kwargs.items() if k not in known}
+    return ({k:v for k,v in kwargs.items() if k in known},
+            {k:v for k,v in kwargs.items() if k not in known})
 
 def build_net(make, # `space.shared_net` or `space.final_net`
               *args, # Its arguments, the last two are channels and classes, or words twice
               **sizes): # The same
-    "`make(*args, **sizes)`; an argument that the network does not have is one clear line, and so is an unknown number of classes."
-    if not args[-1]: raise ValueError('the number of classes cannot be told from `dls`, pass `n_out`')
+    """`make(*args, **sizes)`.
+    An argument that the network does not have is one clear line, and so is an unknown number of
+    classes."""
+    if not args[-1]:
+        raise ValueError('the number of classes cannot be told from `dls`, pass `n_out`')
     try: return make(*args, **sizes)
     except TypeError as e:
         if 'unexpected keyword argument' not in str(e): raise
-        raise TypeError(f'neither the Learner nor the network has the argument {str(e).split()[-1]}') from None
+        raise TypeError('neither the Learner nor the network has the argument '
+                        f'{str(e).split()[-1]}') from None
 
 def learner_args(part, # The search or final part of a preset
                  task, # Of the data
                  loss_func=None): # The caller's, if there is one
     "What a preset says to a `Learner`."
-    return dict(loss_func=loss_func or task.loss(), opt_func=optimizer(part), lr=part.peak_lr, wd=l2_decay(part.l2))
+    return dict(loss_func=loss_func or task.loss(), opt_func=optimizer(part), lr=part.peak_lr,
+                wd=l2_decay(part.l2))
 
 # %% ../nbs/12_search.ipynb #3608cb62
 def search_learner(
-    dls, # Any fastai image or language-model `DataLoaders`; the validation set is split into `reward` and `select`
+    dls, # Image or language-model `DataLoaders`; `valid` is split into `reward` and `select`
     space:SearchSpace, # The space to search
-    net=None, # A shared network of your own, with an `arch` that can be set; `space.shared_net(...)` by default
+    net=None, # A shared network of your own, with an `arch` to set; `space.shared_net(...)` if None
     preset=None, # A `Preset`, or the name of one of the space's; its default by default
     reward=None, # Function of (predictions, targets): the more the better; the task's by default
-    seed=0, # Of the split, the paths and θ's samples; the first weights and dropout come from torch's own generator
+    seed=0, # Of the split, the paths, θ's samples; torch's own for first weights and dropout
     warmup=None, # Epochs of ω before θ moves; the preset's by default
     metrics=None, # Of the validation row, over the policy's architectures; the task's by default
     loss_func=None, # That of `dls`, or cross entropy
     n_out=None, # Classes, or words; those of `dls` by default
     cbs=None, # More callbacks
-    **kwargs, # Sizes of the network (`width`, `n_layers`, `dropout`, `bn_eval`, ...) and arguments of `Learner`
+    **kwargs, # Sizes of the network (`width`, `n_layers`, ...) and arguments of `Learner`
 )->Learner:
-    "A plain fastai `Learner` that trains the shared weights ω and the policy θ in turns (paper, 2.2)."
+    "A fastai `Learner` that trains the shared weights ω and the policy θ in turns (paper, 2.2)."
     task = find_task(dls)
     preset = pick_preset(preset, space, task.name)
     if warmup is not None: preset = preset.override(controller=dict(warmup=warmup))
     part, (learner, sizes) = preset.search, split_kwargs(kwargs)
-    if net is None: net = build_net(space.shared_net, task.n_in, n_out or task.n_out, **space.sizes(part) | sizes)
+    if net is None:
+        net = build_net(space.shared_net, task.n_in, n_out or task.n_out,
+                        **space.sizes(part) | sizes)
     elif sizes: raise TypeError(f"the network is given, so {', '.join(sizes)} cannot be set")
-    if not hasattr(net, 'arch'): raise TypeError(f'{type(net).__name__} has no `arch` that a search could set')
+    if not hasattr(net, 'arch'):
+        raise TypeError(f'{type(net).__name__} has no `arch` that a search could set')
     reward_dl, dls = task.halves(seed, part.same_valid)
-    model = Supernet(net, Controller(space, preset.controller)).to(memory_format=torch.channels_last)
-    search, parts = SearchCallback(preset, reward_dl, reward or task.reward(part), seed), preset_cbs(part)
+    model = (Supernet(net, Controller(space, preset.controller))
+             .to(memory_format=torch.channels_last))
+    search, parts = (SearchCallback(preset, reward_dl, reward or task.reward(part), seed),
+                     preset_cbs(part))
     values = [ValueMetric(partial(search.value, o), o) for o in ('reward', 'entropy', 'baseline')]
-    values += [ValueMetric(partial(getattr, o, 'skipped'), 'skipped') for o in parts if isinstance(o, FiniteClip)]
+    values += [ValueMetric(partial(getattr, o, 'skipped'), 'skipped')
+               for o in parts if isinstance(o, FiniteClip)]
     if metrics is None: metrics = task.search_metric()
-    learn = Learner(dls, model, metrics=[*L(metrics), *values], cbs=[search, ChildCallback(), RepeatCallback(), *parts, *L(cbs)],
+    learn = Learner(dls, model, metrics=[*L(metrics), *values],
+                    cbs=[search, ChildCallback(), RepeatCallback(), *parts, *L(cbs)],
                     **dict(splitter=omega) | learner_args(part, task, loss_func) | learner)
     learn.part = part
     return learn
@@ -274,10 +303,11 @@ def score_archs(self:Learner,
                 archs, # `Arch`s of the space of this search
                 dl=None, # Images to score on; the `select` half of the validation set by default
                ):
-    "The reward of each architecture with the shared weights, averaged over all of `dl`: a tensor [n]."
+    "Each architecture's reward with the shared weights, averaged over all of `dl`: a tensor [n]."
     cb, dl = self.search, self.dls.valid if dl is None else dl
     self.model.to(self.dls.device)
-    parts = [(score_batch(self.model.net, archs, b, cb.reward, cb._autocast()), len(b[-1])) for b in dl]
+    parts = [(score_batch(self.model.net, archs, b, cb.reward, cb._autocast()), len(b[-1]))
+             for b in dl]
     return sum(s*n for s,n in parts)/sum(n for _,n in parts)
 
 class Derived(Arch):
@@ -290,7 +320,8 @@ class Derived(Arch):
 def derive(self:Learner,
            n=10, # How many architectures are sampled; equal ones are scored once
           )->Derived:
-    "Sample architectures from the policy, score them on the same images, return the best with all the scores (paper, 2.2)."
+    """Sample architectures from the policy, score them on the same images (paper, 2.2).
+    Returns the best, with all the scores."""
     if n<1: raise ValueError(f'n is {n}, allowed is 1 or more')
     archs  = list(dict.fromkeys(self.search.paths('derive', n)))
     scores = self.score_archs(archs).tolist()
@@ -302,15 +333,16 @@ def derive(self:Learner,
 def save_search(self:Learner,
                 path, # File to write
                ):
-    "Write the state of a search: ω, θ, both optimisers, baseline, callbacks, epochs trained, random states."
-    if self.search.reinforce is None: raise ValueError('nothing to save: this search has not been fitted yet')
+    "Write a search's state: ω, θ, both optimisers, baseline, callbacks, epochs, random states."
+    if self.search.reinforce is None:
+        raise ValueError('nothing to save: this search has not been fitted yet')
     arch = self.model.arch and list(self.model.arch.code)
     write_state(path, learn_state(self) | dict(arch=arch))
 
 # %% ../nbs/12_search.ipynb #cb020cb5
 @patch
 def load_search(self:Learner,
-                path, # File of `save_search`; `ValueError` if it is none, or of another space or size
+                path, # File of `save_search`; `ValueError` for another file, space or size
                ):
     "Go on from a saved search: `fit(..., start_epoch=learn.search.trained)` continues it."
     state, cb = read_state(path), self.search
@@ -319,7 +351,8 @@ def load_search(self:Learner,
         trained = state['cbs']['search']['own']['trained']
         arch = state.get('arch') and Arch(self.model.controller.space, state['arch'])
     except (KeyError, TypeError, ValueError) as e:
-        raise ValueError(f'{path} is not a saved search' + f': {e}'*isinstance(e, ValueError)) from None
+        raise ValueError(f'{path} is not a saved search' +
+                         f': {e}'*isinstance(e, ValueError)) from None
     cb.reinforce = Reinforce(self.model.controller, cb.preset.controller)
     load_learn_state(self, state)
     cb.trained, self.model.arch = trained, arch

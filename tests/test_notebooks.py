@@ -56,10 +56,6 @@ def test_no_place_of_one_machine_in_outputs(path):
     bad = [(i, places(v)) for i,k,v in outputs(path) if not re.match(r'image/(?!svg)', k) and places(v)]
     assert not bad, f'(cell, paths): {bad}'
 
-# Still to be shortened: cells of more than 40 lines, lines of more than 100 characters.
-TALL = {'15_report', '16_recipes', '17_cli', 'run'}
-WIDE = {'12_search', '15_report', '16_recipes', '17_cli', 'checkpoint', 'run'}
-
 def visible_code(path):
     "(position, source) of the code cells that a reader sees."
     return [(i, s) for i,s,_ in cells(path, 'code') if 'hide' not in directives(s)]
@@ -70,13 +66,13 @@ def test_size(path):
     assert n <= 60, f'{n} cells, at most 60'
     assert kb <= 600, f'{kb:.0f} KB, at most 600'
     seen = {i for i,_ in visible_code(path)}
-    most = lambda i: 40 if i in seen and path.stem not in TALL else 60
+    most = lambda i: 40 if i in seen else 60
     tall = [(i, n) for i,s,_ in cells(path, 'code') if (n := len(s.splitlines())) > most(i)]
     assert not tall, f'cells of more than 40 lines, or hidden ones of more than 60 (cell, lines): {tall}'
 
 @each_nb
 def test_lines_fit_the_page(path):
-    most = 210 if path.stem in WIDE else 120 if path==ONE_PAGE else 100
+    most = 120 if path==ONE_PAGE else 100
     wide = [(i, len(o)) for i,s in visible_code(path) for o in s.splitlines() if len(o) > most]
     assert not wide, f'lines of more than {most} characters that a reader reads (cell, characters): {wide}'
 
