@@ -73,7 +73,7 @@ class RecipeHead:
     gpu: bool = False # Is it out of reach of a CPU?
 
 heads = {k: RecipeHead(about) for k,about in {
-    'digits-macro': "scikit-learn's 8x8 digits, 6 layers: some minute on one core",
+    'digits-macro': "scikit-learn's 8x8 digits, 6 layers: about a minute on one core",
     'digits-micro': "scikit-learn's 8x8 digits, cells of 4 nodes: some 2 minutes on one core",
     'fashion-macro': 'Fashion-MNIST, 10,000 training images, 6 layers: some 10 minutes on one core',
     'cifar10-macro-small':

@@ -22,7 +22,7 @@ from fastai.learner import Learner
 from fastai.text.models import AWD_LSTM, get_language_model
 from fastai.torch_core import default_device, set_seed
 from safetensors.torch import save
-from . import data, text
+from . import __version__, data, text
 from .space import Arch, SearchSpace, write_file
 from .draw import draw
 from .presets import Preset, enas_lm, paper, released
@@ -349,14 +349,14 @@ def _fingerprint(dls):
 
 def _conditions(recipe, seed, dls, sizes):
     "What was run, and where."
-    device, versions = dls.device, {o: version(o)
-                                    for o in ('enas_nb', 'torch', 'fastai', 'numpy')}
+    device, versions = dls.device, {o: version(o) for o in ('torch', 'fastai', 'numpy')}
     chip = torch.cuda.get_device_name(device) if device.type=='cuda' else platform.machine()
     found = dict(found=dls.found._asdict()) if hasattr(dls, 'found') else {}
     return dict(recipe=recipe.to_dict(), seed=seed, device=str(device), chip=chip,
                 threads=torch.get_num_threads(),
                 clock='processor seconds' if device.type=='cpu' else 'seconds',
-                versions=versions | dict(python=platform.python_version()), data=_fingerprint(dls),
+                versions=dict(enas_nb=__version__) | versions | dict(python=platform.python_version()),
+                data=_fingerprint(dls),
                 **found, **{recipe.task.measure.items: sizes}, n_archs=recipe.space.size)
 
 def _tested(measure, net):

@@ -95,7 +95,7 @@ def drop(self:Run):
     if any(o.is_file() and o.name!='begun.json' and o.suffix!='.lock'
            for o in self.tasks.rglob('*')): return False
     shutil.rmtree(self.tasks)
-    (self.path/'run.json').unlink()
+    for o in ('run.json', 'progress.md'): (self.path/o).unlink(missing_ok=True)
     for o in self.made:
         if not any(o.iterdir()): o.rmdir()
     return True
@@ -128,6 +128,9 @@ def work(self:Run,
     "Carry out all tasks that `plan()` has, beside other processes, until they are done."
     said = None
     while todo := {k: do for k,do in plan().items() if not self.done(k)}:
+        done = sorted(o.stem for o in self.tasks.glob('*.json'))
+        self.write('progress.md', f"This run is not finished.\n\n* done: {', '.join(done)}\n"
+                                  f"* left, as far as is known: {', '.join(todo)}\n")
         if any(self.take(k, do) for k,do in todo.items()): continue
         if said!=(said := list(todo)):
             log(f"other processes have {', '.join(todo)}; waiting for them")
@@ -136,7 +139,7 @@ def work(self:Run,
 # %% ../nbs/appendix/run.ipynb #38a3e771
 @patch
 def tidy(self:Run):
-    """Remove locks, and what processes left that were killed while they wrote.
+    """Remove locks, `progress.md`, and what processes left that were killed while they wrote.
     It is for a run whose tasks are all done."""
-    for o in (*self.tasks.glob('*.lock'), *self.path.glob('tmp*tmp'), *self.tasks.glob('tmp*tmp')):
-        o.unlink(missing_ok=True)
+    left = (*self.path.glob('tmp*tmp'), *self.tasks.glob('tmp*tmp'), self.path/'progress.md')
+    for o in (*self.tasks.glob('*.lock'), *left): o.unlink(missing_ok=True)

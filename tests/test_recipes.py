@@ -125,7 +125,7 @@ def test_paper_sizes():
 def test_estimate_scales_with_epochs():
     r = recipes['digits-macro']
     a, b = (estimate(o, n_train=1000, shape=(1,8,8), n=2) for o in (r, r.with_epochs(40)))
-    assert b['omega']==pytest.approx(a['omega']*40/n_epochs(r.preset.search)) and b['retrain']==pytest.approx(2*a['retrain'])
+    assert b['omega']==pytest.approx(a['omega']*40/n_epochs(r.preset.search)) and b['retrain']==pytest.approx(a['retrain']*40/n_epochs(r.preset.final))
 
 def test_a_word_costs_as_much_as_there_are_parameters():
     cell = published['ptb-cell'].arch
