@@ -74,16 +74,16 @@ class RecipeHead:
 
 heads = {k: RecipeHead(about) for k,about in {
     'digits-macro': "scikit-learn's 8x8 digits, 6 layers: about a minute on one core",
-    'digits-micro': "scikit-learn's 8x8 digits, cells of 4 nodes: some 2 minutes on one core",
-    'fashion-macro': 'Fashion-MNIST, 10,000 training images, 6 layers: some 10 minutes on one core',
+    'digits-micro': "scikit-learn's 8x8 digits, cells of 4 nodes: about a minute on one core",
+    'fashion-macro': 'Fashion-MNIST, 10,000 training images, 6 layers: about 10 minutes on one core',
     'cifar10-macro-small':
-        'CIFAR-10, 20,000 training images, 6 layers: some 15 minutes on one core',
+        'CIFAR-10, 20,000 training images, 6 layers: about 15 minutes on one core',
     'cifar10-micro-small':
-        'CIFAR-10, 10,000 training images, cells of 5 nodes: some 15 minutes on one core',
+        'CIFAR-10, 10,000 training images, cells of 5 nodes: about 15 minutes on one core',
     'text-small': 'The prose of installed docstrings, 80,000 words, 2,000 different ones, '
-                  'cells of 8 nodes: some 6 minutes on one core',
+                  'cells of 8 nodes: about 4 minutes on one core',
     'ptb-small': 'Penn Treebank, 300,000 training words, cells of 8 nodes: '
-                 'some 45 minutes on one core, fewer with OMP_NUM_THREADS=2'}.items()}
+                 'about 45 minutes on one core, fewer with OMP_NUM_THREADS=2'}.items()}
 
 heads |= {k: RecipeHead(about, gpu=True) for k,about in {
     'cifar10-micro': "CIFAR-10 at the paper's size, 18 layers in the end",
