@@ -8,13 +8,14 @@ Docs: https://enas-nb.github.io/enas_nb/appendix/checkpoint.html.md"""
 __all__ = ['write_state', 'read_state', 'learn_state', 'check_state', 'load_learn_state', 'Checkpoint']
 
 # %% ../nbs/appendix/checkpoint.ipynb #693571d7
-import json
+import copy, json
 from functools import partial
+from inspect import signature
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
 from fastcore.foundation import L
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, event
 from fastai.learner import Learner, Metric
 from safetensors import safe_open
 from safetensors.torch import save
@@ -30,22 +31,21 @@ def _scalars(o):
     return len(o)>1 and all(isinstance(v, torch.Tensor) and v.ndim==0 and v.dtype==o[0].dtype
                             for v in o)
 
-def _pack(o, key, tensors):
+def _pack(o, tensors):
     "A tree as JSON-able data; its tensors go to the dict `tensors`."
     if isinstance(o, torch.Tensor):
-        # tied weights are one
+        key = str(len(tensors)) # a copy: weights may be tied, and files hold each alone
         tensors[key] = (o.detach().as_subclass(torch.Tensor)
                         .clone(memory_format=torch.contiguous_format))
         return dict(tensor=key)
-    if isinstance(o, dict):
-        return dict(dict=[[k, _pack(v, f'{key}/{k}', tensors)] for k,v in o.items()])
+    if isinstance(o, dict): return dict(dict=[[k, _pack(v, tensors)] for k,v in o.items()])
     if isinstance(o, np.generic): return o.item()
     kind = next((k for k,v in _lists.items() if isinstance(o, v)), None)
     if kind is None: return o
-    if _scalars(o):
-        return dict(stack=_pack(torch.stack([v.detach().as_subclass(torch.Tensor) for v in o]),
-                                key, tensors))
-    return {kind: [_pack(v, f'{key}/{i}', tensors) for i,v in enumerate(o)]}
+    if kind=='list' and _scalars(o):
+        values = torch.stack([v.detach().as_subclass(torch.Tensor) for v in o])
+        return dict(stack=_pack(values, tensors))
+    return {kind: [_pack(v, tensors) for v in o]}
 
 def _unpack(o, tensor):
     "The tree that `_pack` made, with tensors from the function `tensor`."
@@ -62,7 +62,7 @@ def write_state(path, # File to write; the old one is replaced when the new one 
                ):
     "Write a tree to a safetensors file."
     tensors = {}
-    header = json.dumps(_pack(tree, '', tensors))
+    header = json.dumps(_pack(tree, tensors))
     write_file(path, save(tensors, dict(enas_nb=header)))
 
 def read_state(path): # File of `write_state`; `FileNotFoundError`, or `ValueError` if it is none
@@ -87,10 +87,15 @@ def _has_state(o):
     return (all(hasattr(type(o), a) for a in ('state_dict', 'load_state_dict')) and
             not isinstance(o, nn.Module))
 
+def _given(o, k):
+    "Is the attribute `k` no state, but the Learner, a method, or what `o` was made with?"
+    return (k=='learn' or hasattr(event, k) or k in signature(type(o).__init__).parameters or
+            callable(getattr(type(o), k, None)) or isinstance(getattr(type(o), k, None), property))
+
 def _parts(o):
     "The state of a callback or a metric: plain attributes, and the states of its parts."
     if isinstance(o, Callback) and _has_state(o): return o.state_dict()
-    own = {k: v for k,v in vars(o).items() if k!='learn'}
+    own = {k: v for k,v in vars(o).items() if not _given(o, k)}
     inner = {k: _parts(v) if isinstance(v, Metric) else v.state_dict() for k,v in own.items()
              if isinstance(v, Metric) or _has_state(v)}
     return dict(own={k: v for k,v in own.items() if _plain(v)}, parts=inner)
@@ -98,7 +103,7 @@ def _parts(o):
 def _put(o, state):
     "Give a callback or a metric the state that `_parts` saw."
     if isinstance(o, Callback) and _has_state(o): return o.load_state_dict(state)
-    vars(o).update(state['own'])
+    vars(o).update({k: v for k,v in state['own'].items() if not _given(o, k)})
     for k,v in state['parts'].items():
         part = vars(o).get(k)
         if part is not None: _put(part, v) if isinstance(part, Metric) else part.load_state_dict(v)
@@ -106,11 +111,12 @@ def _put(o, state):
 # %% ../nbs/appendix/checkpoint.ipynb #36e8117c
 def learn_state(learn): # Any `Learner` that has been fitted
     "All that the rest of a fit depends on, as a tree."
-    fit = dict(n_epoch=learn.n_epoch, epoch=learn.epoch+1, train_iter=learn.train_iter)
+    count = lambda name: getattr(learn, name, 0) # a Learner that was never fitted has none
+    fit = dict(n_epoch=count('n_epoch'), epoch=count('epoch')+1, train_iter=count('train_iter'))
     # of `GradientAccumulation`
     grads = {k: p.grad for k,p in learn.model.named_parameters() if p.grad is not None}
     return dict(fit=fit, model=learn.model.state_dict(), opt=learn.opt.state_dict(), grads=grads,
-                cbs={o.name: _parts(o) for o in learn.cbs if not isinstance(o, Checkpoint)},
+                cbs=[[o.name, _parts(o)] for o in learn.cbs if not isinstance(o, Checkpoint)],
                 scaler=learn.scaler.state_dict() if getattr(learn, 'scaler', None) else None,
                 loaders=[getattr(dl, 'epoch', None) for dl in learn.dls.loaders],
                 random=random_state(learn.dls))
@@ -124,30 +130,58 @@ def check_state(learn, # The Learner that it is for
     missing = [o for o in ('fit', 'model', 'opt', 'grads', 'cbs', 'scaler', 'loaders', 'random')
                if o not in state]
     if missing: raise ValueError(f"no state of a Learner, {', '.join(missing)} missing")
-    shapes = lambda o: {k: v.shape for k,v in o.items()}
-    if shapes(state['model'])!=shapes(learn.model.state_dict()):
+    kinds = lambda o: {k: (v.shape, v.dtype) for k,v in o.items()}
+    if kinds(state['model'])!=kinds(learn.model.state_dict()):
         raise ValueError('of another space or size than this one')
+    n, epoch = (state['fit'][o] for o in ('n_epoch', 'epoch'))
+    if not (isinstance(epoch, int) and isinstance(n, int) and 0<=epoch<=n):
+        raise ValueError(f'epoch is {epoch} of {n}')
 
-def load_learn_state(learn, # A Learner like the one whose state it is
-                     state, # As `learn_state` gave it
-                    ):
-    "Put a Learner where another one was."
-    check_state(learn, state)
-    learn.model.to(learn.dls.device).load_state_dict(state['model'])
-    if not learn.opt: learn.create_opt()
+# %% ../nbs/appendix/checkpoint.ipynb #c3c0de01
+def _check_opt(opt):
+    "Refuse a state of an optimiser that is not of its parameters' shapes."
+    for p,s in getattr(opt, 'opt', opt).state.items():
+        for k,v in s.items():
+            if isinstance(v, torch.Tensor) and v.ndim and (v.shape, v.dtype)!=(p.shape, p.dtype):
+                raise ValueError(f'{k} is {v.dtype} {tuple(v.shape)} of weights {tuple(p.shape)}')
+
+def _apply(learn, state):
+    "Put all of a state into a Learner."
+    learn.model.load_state_dict(state['model'])
     learn.opt.load_state_dict(state['opt'])
+    _check_opt(learn.opt)
     for k,p in learn.model.named_parameters():
         p.grad = state['grads'][k].to(p.device, copy=True) if k in state['grads'] else None
-    for o in learn.cbs:
-        if o.name in state['cbs']: _put(o, state['cbs'][o.name])
+    left = list(state['cbs'])
+    for o in learn.cbs: # the k-th of a name gets the state of the k-th
+        at = next((i for i,(name,_) in enumerate(left) if name==o.name), None)
+        if at is not None: _put(o, left.pop(at)[1])
     if getattr(learn, 'scaler', None) and state['scaler']:
         learn.scaler.load_state_dict(state['scaler'])
     for dl,epoch in zip(learn.dls.loaders, state['loaders']):
-        if epoch is not None: dl.epoch = epoch
+        if epoch is not None: dl.epoch = int(epoch)
     learn.n_epoch, learn.epoch, learn.train_iter = (state['fit'][o]
                                                     for o in ('n_epoch', 'epoch', 'train_iter'))
     learn.epoch -= 1
     set_random_state(learn.dls, state['random'])
+
+# %% ../nbs/appendix/checkpoint.ipynb #c3c0de02
+def load_learn_state(learn, # A Learner like the one whose state it is
+                     state, # As `learn_state` gave it
+                    ):
+    """Put a Learner where another one was.
+    A state that does not fit is a `ValueError`, and the Learner is as before."""
+    try: check_state(learn, state)
+    except (KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f'no state of a Learner ({type(e).__name__}: {e})') from None
+    learn.model.to(learn.dls.device)
+    if not learn.opt: learn.create_opt()
+    before = copy.deepcopy(learn_state(learn))
+    try: _apply(learn, state)
+    except Exception as e:
+        _apply(learn, before)
+        why = ' '.join(str(e).split())[:200]
+        raise ValueError(f'its optimiser, callbacks or random states do not fit ({why})') from None
 
 # %% ../nbs/appendix/checkpoint.ipynb #b5b9e0fc
 class Checkpoint(Callback):
@@ -159,11 +193,17 @@ class Checkpoint(Callback):
     ): self.path, self.log, self.n_fit = Path(path), log, 0
 
     def before_fit(self):
+        if sum(isinstance(o, Checkpoint) for o in self.learn.cbs)>1:
+            raise ValueError('there are two Checkpoints in this fit, keep one')
         # an epoch of a fit passes through `_with_events`, one of `validate` does not
         self.waiting = True
         self.learn._with_events = partial(self._events, self.learn)
 
-    def after_fit(self): vars(self.learn).pop('_with_events', None)
+    def after_fit(self):
+        vars(self.learn).pop('_with_events', None)
+        if not self.waiting and self.epoch+1 < self.n_epoch: # cancelled: so it is done
+            self._write(self.n_epoch, self.n_epoch)
+            self.n_fit += 1
 
     def _events(self, learn, f, event, *args):
         "Run an epoch and keep its end, or leave it out; other events as ever."
@@ -172,35 +212,53 @@ class Checkpoint(Callback):
         epoch = learn.epoch
         if self.waiting: self._start()
         learn.epoch = epoch # `_start` may have set that of the file
-        if epoch >= self.done: run(); self._keep()
+        if epoch < self.done: return
+        bar = getattr(getattr(learn, 'progress', None), 'mbar', None)
+        if epoch and epoch==self.done and bar: bar.update(0) # a bar must begin at its beginning
+        run()
+        self._write(epoch+1, epoch+1)
+        if epoch+1==self.n_epoch: self.n_fit += 1
 
-    def _file(self, epoch): return self.path/f'{self.n_fit:02}-{epoch:05}.safetensors'
+# %% ../nbs/appendix/checkpoint.ipynb #c3c0de05
+@patch
+def _file(self:Checkpoint, epoch): return self.path/f'{self.n_fit:02}-{epoch:05}.safetensors'
 
-    def _keep(self):
-        write_state(self._file(self.epoch+1), learn_state(self.learn))
-        for o in sorted(self.path.glob(f'{self.n_fit:02}-*.safetensors'))[:-2]: o.unlink()
-        if self.epoch+1==self.n_epoch: self.n_fit += 1
+@patch
+def _write(self:Checkpoint, number, epoch):
+    "Keep the state of the fit as its file `number`, and the file before."
+    if number and not self.path.is_dir():
+        raise FileNotFoundError(f'the folder of checkpoints {self.path} is gone')
+    fit = dict(n_epoch=self.n_epoch, epoch=epoch, train_iter=self.train_iter, rates=self.rates)
+    write_state(self._file(number), learn_state(self.learn) | dict(fit=fit))
+    for o in sorted(self.path.glob(f'{self.n_fit:02}-*.safetensors'))[:-2]: o.unlink()
 
 # %% ../nbs/appendix/checkpoint.ipynb #90934208
 def _usable(learn, path):
     "The state in a file; `ValueError` if it is not of this fit."
     state = read_state(path)
     check_state(learn, state)
-    n = state['fit']['n_epoch']
+    n, rates = state['fit']['n_epoch'], state['fit'].get('rates')
     if n!=learn.n_epoch: raise ValueError(f'of a fit of {n} epochs, this one has {learn.n_epoch}')
+    if rates!=_rates(learn):
+        raise ValueError(f'of a fit that began with {rates}, this one with {_rates(learn)}')
     return state
+
+def _rates(learn):
+    "Learning rates and weight decays with which a fit begins."
+    return [{k: v for k,v in h.items() if k in ('lr', 'wd')} for h in learn.opt.hypers]
 
 @patch
 def _start(self:Checkpoint):
     """Go on from the newest good file, if there is one.
     Otherwise keep the beginning, so that a full disk is known at once."""
-    self.waiting, self.done, wrong = False, 0, []
+    self.waiting, self.done, wrong, self.rates = False, 0, [], _rates(self.learn)
     # of a process that was killed while writing
     for o in self.path.glob('tmp*tmp'): o.unlink(missing_ok=True)
     for path in sorted(self.path.glob(f'{self.n_fit:02}-*.safetensors'), reverse=True):
-        try: state = _usable(self.learn, path)
-        except ValueError as e: wrong.append(f'{path.name}: {e}'); continue
-        load_learn_state(self.learn, state)
+        try: state = _usable(self.learn, path); load_learn_state(self.learn, state)
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            wrong.append(f'{path.name}: {e}')
+            continue
         self.done = state['fit']['epoch']
         for o in wrong: self.log(f'{o}; the one before is used')
         self.log(f'epoch {self.done} of {self.n_epoch} is done already, going on from {path}')
@@ -209,5 +267,4 @@ def _start(self:Checkpoint):
     if wrong:
         raise ValueError(f'no checkpoint in {self.path} can be used; '
                          f"take another folder, or delete it ({'; '.join(wrong)})")
-    write_state(self._file(0), learn_state(self.learn) |
-                dict(fit=dict(n_epoch=self.n_epoch, epoch=0, train_iter=0)))
+    self._write(0, 0)

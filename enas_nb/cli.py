@@ -12,6 +12,7 @@ import argparse, importlib, importlib.util, json, os, re, signal, sys, threading
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
 # %% ../nbs/17_cli.ipynb #4233fc82
 from .published import heads, published
@@ -39,6 +40,8 @@ def _main(name, run, argv):
         with warnings.catch_warnings(), _polite():
             # of torch and fastai: nothing that a user can mend
             if not sys.warnoptions: warnings.simplefilter('ignore')
+            if hasattr(sys.stdout, 'reconfigure'):
+                sys.stdout.reconfigure(errors='backslashreplace')
             return run(argv) or 0
     except KeyboardInterrupt as e:
         number, *line = e.args if isinstance(e, Stopped) else [signal.SIGINT]
@@ -51,7 +54,8 @@ def _main(name, run, argv):
 
 # %% ../nbs/17_cli.ipynb #c102e778
 class _Parser(argparse.ArgumentParser):
-    "A parser whose errors are one line."
+    "A parser whose errors are one line, and whose options are written in full."
+    def __init__(self, **kwargs): super().__init__(allow_abbrev=False, **kwargs)
     def error(self, message):
         self.exit(2, f'{self.prog}: error: {message}; see {self.prog} --help\n')
 
@@ -172,6 +176,8 @@ def _common(p):
 # %% ../nbs/17_cli.ipynb #4e6904fc
 def _check(a, argv):
     "Refuse what can be refused without torch."
+    for o in ('resume', 'out', 'text', 'images'):
+        if getattr(a, o)=='': raise ValueError(f'--{o} is empty, a path is needed')
     if a.resume:
         if len(argv)!=2-argv[0].startswith('--resume='):
             raise ValueError('--resume goes on with what was asked for at first: '
@@ -181,7 +187,7 @@ def _check(a, argv):
     loaded = getattr(sys.modules.get('enas_nb.recipes'), 'recipes', ())
     if a.recipe not in {*heads, *loaded}:
         raise ValueError(f"no recipe {a.recipe!r}, there are {', '.join(heads)}")
-    if a.seed<0: raise ValueError(f'seed is {a.seed}, allowed is 0 or more')
+    if not 0<=a.seed<2**32: raise ValueError(f'seed is {a.seed}, allowed is 0 to {2**32-1}')
     if a.epochs is not None and a.epochs<1:
         raise ValueError(f'epochs is {a.epochs}, allowed is 1 or more')
     if a.text and a.images:
@@ -221,21 +227,43 @@ def _asked(a):
     return dict(recipe=a.recipe, epochs=a.epochs, seed=a.seed, text=absolute(a.text),
                 images=absolute(a.images), device=a.device)
 
+def _resumed(run, trains):
+    "A run to go on with, if it is of this command, and `run.json` is as it was made."
+    kinds = dict(recipe=str, seed=int, epochs=int, text=str, images=str, device=str)
+    asked = run.asked
+    bad   = [k for k,kind in kinds.items()
+             if k not in asked or not isinstance(asked[k], (kind, type(None)))]
+    if bad or None in (asked['recipe'], asked['seed']):
+        raise ValueError(f"{run.path/'run.json'} is damaged: {', '.join(bad) or 'recipe, seed'}")
+    command = 'enas-train' if 'arch' in asked else 'enas-search'
+    if trains!=('arch' in asked):
+        raise ValueError(f'{run.path} is a run of {command}: '
+                         f'{command} --resume {quote(str(run.path))}')
+    return run
+
+def _finished(run):
+    "Is a run's report there?"
+    return run.done('report') and all((run.path/o).is_file() for o in ('report.md', 'result.json'))
+
 def _folder(a, asked, name):
     "The run of a command: a new one, or the one to go on with."
     from enas_nb.run import Run, new_run, next_run
-    if a.resume: return Run(a.resume)
+    if a.resume: return _resumed(Run(a.resume), 'arch' in asked)
     data = [Path(asked[o]).stem for o in ('text', 'images') if asked[o]]
     return (new_run(a.out, asked) if a.out else
             next_run(Path('runs')/'-'.join([name, *data, f'seed{a.seed}']), asked))
 
+# %% ../nbs/17_cli.ipynb #ce9715a1
 @contextmanager
 def _kept(run, command, new):
     "What ends a run early says how to go on; a run in which nothing was done drops its folder."
     try: yield lambda line: print(line, flush=True)
     except (KeyboardInterrupt, Exception) as e:
         if new and run.drop(): raise
-        line = f'what is done is in {run.path}; go on with: {command} --resume {run.path}'
+        if not (run.path/'run.json').is_file():
+            raise OSError(f'{run.path} is gone, and what was done with it') from None
+        line = (f'what is done is in {run.path}; '
+                f'go on with: {command} --resume {quote(str(run.path))}')
         if isinstance(e, KeyboardInterrupt):
             raise Stopped(*(e.args[:1] or [signal.SIGINT]), line) from None
         if isinstance(e, OSError): raise OSError(f'{e}; {line}') from None
@@ -257,15 +285,12 @@ def _search(argv):
         return
     _check(a, argv)
     run = _folder(a, _asked(a), a.recipe)
-    if not run.done('report'):
+    if not _finished(run):
         with _kept(run, 'enas-search', not a.resume) as log:
-            if 'arch' in run.asked:
-                raise ValueError(f'{run.path} holds one training: enas-train --resume {run.path}')
             from enas_nb.recipes import run_recipe
             run_recipe(_recipe(run.asked), run.asked['seed'], run.asked['device'], log, run)
-    if (run.path/'result.json').exists():
-        from enas_nb.report import verdict
-        print(f"\n{verdict(json.loads((run.path/'result.json').read_text()))}\n")
+    from enas_nb.report import verdict
+    print(f"\n{verdict(json.loads((run.path/'result.json').read_text()))}\n")
     print(f'The report is {run.path/"report.md"}; '
           'the architecture, its picture, the curves and all numbers lie beside it.')
 
@@ -298,12 +323,10 @@ def _train(argv):
                              f'{", ".join(heads)}')
     _check(a, argv)
     from enas_nb.space import arch_from_json
-    asked = _asked(a) | ({} if a.resume else dict(arch=json.loads(arch.to_json())))
+    asked = _asked(a) | dict(arch=None if a.resume else json.loads(arch.to_json()))
     run = _folder(a, asked, a.recipe and f'{a.recipe}-train')
-    if not run.done('report'):
+    if not _finished(run):
         with _kept(run, 'enas-train', not a.resume) as log:
-            if 'arch' not in run.asked:
-                raise ValueError(f'{run.path} holds a search: enas-search --resume {run.path}')
             from enas_nb.recipes import train_arch
             arch = arch_from_json(json.dumps(run.asked['arch']))
             train_arch(_recipe(run.asked), arch, run.asked['seed'], run.asked['device'], log, run)

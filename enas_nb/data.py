@@ -625,6 +625,11 @@ class Task:
     def loss(self):
         "What trains by default: the loss that the data bring, or cross entropy"
         return getattr(self.dls.train_ds, 'loss_func', None) or CrossEntropyLossFlat()
+    def fingerprint(self) -> str: # 16 hex digits
+        "A hash of all data, the test data too, and of the classes or words"
+        h = hashlib.sha256(str(list(self.dls.vocab)).encode())
+        for t in self.tensors(): h.update(t.cpu().numpy().tobytes())
+        return h.hexdigest()[:16]
 
 # %% ../nbs/05_data.ipynb #00000042
 class ImageTask(Task):
@@ -632,10 +637,8 @@ class ImageTask(Task):
     name    = 'images'
     measure = Measure('accuracy', 'images', '{:.2%}', 'points', 100, 2, lambda a,b: a-b, max)
     @classmethod
-    def reads(cls,
-        x,   # inputs of a batch
-        dls, # the `DataLoaders` that it came from
-    ):
+    def reads(cls, x, # inputs of a batch
+              dls):   # the `DataLoaders` that it came from
         "Channels of the images; None if `x` holds none"
         return x.shape[1] if x.ndim==4 else None
     def reward(self, part): # search part of a preset
@@ -645,8 +648,11 @@ class ImageTask(Task):
     def search_metric(self): "What the row of a search reports by default"; return accuracy
     def sizes(self):
         "Images of each part; opens the test data"
-        loaders = dict(train=self.dls.train, valid=self.dls.valid, test=open_test(self.dls))
-        return {part: len(dl.dataset) for part,dl in loaders.items()}
+        return dict(zip(('train','valid','test'), [len(o.dataset) for o in self._loaders()]))
+    def tensors(self):
+        "All images and classes; opens the test data"
+        return [t for dl in self._loaders() for t in dl.dataset.tensors]
+    def _loaders(self): return self.dls.train,self.dls.valid,open_test(self.dls)
     def measured(self,
         learn, # a trained Learner
         part,  # 'valid' or 'test'; `ValueError` for others
@@ -664,5 +670,3 @@ class ImageTask(Task):
     ):
         "What several architectures reach with the shared weights: their mean accuracy"
         return scores.mean().item()
-    def window(self, part): # search part of a preset
-        "Rewarded items per row of a batch: each image is one"; return 1

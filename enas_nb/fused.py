@@ -235,7 +235,7 @@ class _WordLoss(torch.autograd.Function):
 
 # %% ../nbs/appendix/fused.ipynb #b71d4f96
 class WordLoss(nn.CrossEntropyLoss):
-    "Mean cross entropy, torch's numbers; a backward pass overwrites the scores by their gradient."
+    "Mean cross entropy, torch's numbers; the way back overwrites what `decode` made."
     def __init__(self): super().__init__()
     def forward(self,
                 inp,   # Scores [..., words]
@@ -273,4 +273,7 @@ def decode(x,  # Vectors [..., H]
            w): # Those of the words, [words, H]
     "The scores [..., words] of all words: `F.linear(x, w)`."
     own = x.requires_grad and x.device.type=='cpu' and not torch.is_autocast_enabled('cpu')
-    return _Scores.apply(x.flatten(0, -2), w).unflatten(0, x.shape[:-1]) if own else F.linear(x, w)
+    if not own: return F.linear(x, w)
+    scores = _Scores.apply(x.flatten(0, -2), w).unflatten(0, x.shape[:-1])
+    scores.ours = True # nobody else needs them after the loss: see `WordLoss`
+    return scores

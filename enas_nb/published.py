@@ -75,7 +75,8 @@ class RecipeHead:
 heads = {k: RecipeHead(about) for k,about in {
     'digits-macro': "scikit-learn's 8x8 digits, 6 layers: about a minute on one core",
     'digits-micro': "scikit-learn's 8x8 digits, cells of 4 nodes: about a minute on one core",
-    'fashion-macro': 'Fashion-MNIST, 10,000 training images, 6 layers: about 10 minutes on one core',
+    'fashion-macro':
+        'Fashion-MNIST, 10,000 training images, 6 layers: about 10 minutes on one core',
     'cifar10-macro-small':
         'CIFAR-10, 20,000 training images, 6 layers: about 15 minutes on one core',
     'cifar10-micro-small':

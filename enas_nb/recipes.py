@@ -339,13 +339,12 @@ def _lstm_cost(n_params, n_vocab):
     return sum(p.numel() for p in net.parameters() if p.ndim>1)
 
 # %% ../nbs/16_recipes.ipynb #37a5d59f
-def _fingerprint(dls):
-    "A short hash of training and validation data."
-    h = hashlib.sha256()
-    for dl in dls.loaders:
-        for t in getattr(dl.dataset, 'tensors', None) or [dl.stream]:
-            h.update(t.cpu().numpy().tobytes())
-    return h.hexdigest()[:16]
+def _made_with(device):
+    "Versions and the machine, in a line."
+    versions = dict(enas_nb=__version__) | {o: version(o) for o in ('torch', 'fastai', 'numpy')}
+    chip = torch.cuda.get_device_name(device) if device.type=='cuda' else platform.machine()
+    said = ', '.join(f'{k} {v}' for k,v in versions.items())
+    return f'{said}, {device} ({chip}), {n_of(torch.get_num_threads(), "thread")}'
 
 def _conditions(recipe, seed, dls, sizes):
     "What was run, and where."
@@ -355,9 +354,9 @@ def _conditions(recipe, seed, dls, sizes):
     return dict(recipe=recipe.to_dict(), seed=seed, device=str(device), chip=chip,
                 threads=torch.get_num_threads(),
                 clock='processor seconds' if device.type=='cpu' else 'seconds',
-                versions=dict(enas_nb=__version__) | versions | dict(python=platform.python_version()),
-                data=_fingerprint(dls),
-                **found, **{recipe.task.measure.items: sizes}, n_archs=recipe.space.size)
+                versions=dict(enas_nb=__version__, **versions, python=platform.python_version()),
+                data=recipe.task(dls).fingerprint(), n_archs=recipe.space.size, **found,
+                **{recipe.task.measure.items: sizes})
 
 def _tested(measure, net):
     "What a result keeps of a network that others are compared with."
@@ -396,11 +395,18 @@ class Experiment:
         self.sizes, self.measure = self.task.sizes(), recipe.task.measure
         x = self.task.look(self.dls)
         numbers = hashlib.sha256(json.dumps(recipe.to_dict()).encode()).hexdigest()[:16]
-        found = dict(data=_fingerprint(self.dls), numbers=numbers)
-        run.work(lambda: dict(begun=lambda folder: found), log)
-        if run.result('begun')!=found:
-            raise ValueError(f'{run.path} was begun with other data, '
+        found = dict(data=self.task.fingerprint(), numbers=numbers, seed=seed)
+        made  = dict(threads=torch.get_num_threads(), made_with=_made_with(self.dls.device))
+        run.work(lambda: dict(begun=lambda folder: found | made), log)
+        begun = run.result('begun')
+        if {k: v for k,v in begun.items() if k in found}!=found:
+            raise ValueError(f'{run.path} was begun with another seed, with other data, '
                              'or by a library with other numbers')
+        torch.set_num_threads(begun['threads']) # they decide last digits
+        self.made_with = _made_with(self.dls.device)
+        if self.made_with!=begun['made_with']:
+            log(f"begun with {begun['made_with']}; going on with {self.made_with}: "
+                'last digits may differ')
         self.like = (self.task.n_in, self.task.n_out,
                      tuple(x.shape[1:]) if recipe.task.name=='images' else ())
 
@@ -408,14 +414,6 @@ class Experiment:
     def parts(self):
         "Training and validation items."
         return self.sizes['train'], self.sizes['valid']
-
-    def told(self, name, start, net):
-        "A line of the log: the network, and how long the others will take."
-        self.times.append(time.time()-start)
-        left = sum(not self.run.done(o) for o in self.plan())-1
-        end  = f'  some {_span(left*sum(self.times)/len(self.times))} left' if left else ''
-        self.log(f'  {_line(self.measure, name, net)}{end}')
-        return net
 
 # %% ../nbs/16_recipes.ipynb #1f6d1334
 @patch
@@ -476,6 +474,18 @@ def lstm(self:Experiment,
                 Checkpoint(folder, log=self.log))
     return self.told(name, start, net | dict(macs=macs))
 
+@patch
+def told(self:Experiment,
+         name,  # As the log calls it
+         start, # When the training began
+         net):  # Its numbers
+    "A line of the log: the network, and how long the others will take."
+    self.times.append(time.time()-start)
+    left = sum(not self.run.done(o) for o in self.plan())-1
+    end  = f'  some {_span(left*sum(self.times)/len(self.times))} left' if left else ''
+    self.log(f'  {_line(self.measure, name, net)}{end}')
+    return net | dict(made_with=self.made_with)
+
 # %% ../nbs/16_recipes.ipynb #9c8b85f0
 @patch
 def search(self:Experiment,
@@ -504,6 +514,7 @@ def search(self:Experiment,
     theta = recipe.preset.controller
     policy = dict(steps=max(0, part.n_epochs-theta.warmup)*theta.steps,
                   entropy=learn.search.value('entropy'), max_entropy=math.log(recipe.space.size))
+    if not policy['steps']: policy['entropy'] = None
     learn.save_search(run.path/'search.safetensors')
     write_search(run.path, arch, pd.DataFrame(rows).rename_axis('epoch'))
     self.log(f'derived: {arch}\nretrain it, {recipe.n_children} more children of the policy, '
@@ -513,7 +524,7 @@ def search(self:Experiment,
     rest  = self.rest(arch, sum(macs.values()))
     children = [str(o) for o in learn.search.paths('child', recipe.n_children)]
     return dict(found=found, arch=str(arch), children=children, history=rows, cost=cost,
-                macs=macs, **rest)
+                macs=macs, made_with=self.made_with, **rest)
 
 # %% ../nbs/16_recipes.ipynb #8dd1852a
 @patch
@@ -557,11 +568,20 @@ def result(self:Experiment):
               _tested(measure, derived[0]))
     result |= _comparison(recipe, children, randoms, macs['enas'])
     if lstms: result['lstms'] = [_tested(measure, o) for o in lstms]
+    made = sorted({found['made_with'], *(net['made_with'] for net in nets.values())})
+    if len(made)>1: result['made_with'] = made
     enas = sum(cost[o] for o in ('omega', 'theta', 'derive', 'retrain'))
     return result | dict(cost={k: round(v, 2) for k,v in cost.items()},
                          enas_cost=round(enas, 2), macs=macs)
 
 # %% ../nbs/16_recipes.ipynb #45be7c3f
+def _report(run, write, log):
+    "Write the report of a run whose tasks are done, if nobody has, or if it is gone."
+    if not all((run.path/o).is_file() for o in ('report.md', 'result.json')):
+        (run.tasks/'report.json').unlink(missing_ok=True)
+    run.work(lambda: dict(report=lambda folder: write() or dict(written=True)), log)
+    run.tidy()
+
 def run_recipe(recipe:Recipe, # What to run
                seed=0,        # Of everything
                device=None,   # Where; fastai's default device by default
@@ -579,8 +599,7 @@ def run_recipe(recipe:Recipe, # What to run
         f'{recipe.space.size:.3g} architectures; seed {seed}, on {work.dls.device}')
     run.work(work.plan, log)
     result, found = work.result(), run.result('search')
-    run.work(lambda: dict(report=lambda folder: write_result(run.path, result)), log)
-    run.tidy()
+    _report(run, partial(write_result, run.path, result), log)
     return (result, pd.DataFrame(found['history']).rename_axis('epoch'),
             recipe.space.parse(found['arch']))
 
@@ -622,7 +641,5 @@ def train_arch(recipe:Recipe, # By whose final part
     work = Experiment(replace(recipe, space=arch.space), seed, device, run, log)
     log(f"{work.sizes['train']:,} training {work.measure.items}, seed {seed}, on {work.dls.device}")
     run.work(lambda: dict(train=partial(work.alone, arch)), log)
-    run.work(lambda: dict(report=lambda folder:
-                          write_training(run.path, run.result('train'), arch)), log)
-    run.tidy()
+    _report(run, partial(write_training, run.path, run.result('train'), arch), log)
     return run.result('train')

@@ -70,7 +70,7 @@ def _policy(result):
     policy = result.get('policy')
     if not policy: return ''
     if not policy['steps']:
-        return ('The policy was never trained: its warm-up was as long as the search. '
+        return ('The policy was never trained: not one step of it was made. '
                 'So nothing was searched here, and what '
                 'follows compares random architectures with each other. ')
     entropy, most = policy['entropy'], policy['max_entropy']
@@ -216,6 +216,11 @@ def _shared(result):
             f'{measure.name} of {policy} and uniformly random ones {uniform} '
             f'on the same {measure.items}.')
 
+def _elsewhere(result):
+    "A sentence, where parts of a run were made under other conditions."
+    made = result.get('made_with')
+    return f"Its parts were made with {'; and with '.join(made)}. " if made else ''
+
 # %% ../nbs/15_report.ipynb #8a6757c2
 def _what_was_run(result):
     "A paragraph on sizes, epochs and who saw which data."
@@ -275,7 +280,7 @@ The children are other samples of the trained policy. {paired(result)}
 {_shared(result)}
 
 Made with {', '.join(f'{k} {v}' for k,v in result['versions'].items())}, on {result['device']}. \
-All numbers are in `result.json`.
+{_elsewhere(result)}All numbers are in `result.json`.
 """
 
 # %% ../nbs/15_report.ipynb #f11e5a01

@@ -11,26 +11,33 @@ __all__ = ['Run', 'new_run', 'next_run']
 import json, shutil, time
 from itertools import count
 from pathlib import Path
+from shlex import quote
 from fastcore.basics import patch
 from fastcore.xtras import atomic_save
 from filelock import FileLock, Timeout
 
 # %% ../nbs/appendix/run.ipynb #03d870d1
+def _read(path):
+    "The JSON object in a file; None if there is none, or another thing."
+    try: res = json.loads(path.read_text())
+    except (OSError, ValueError): return None
+    return res if isinstance(res, dict) else None
+
 class Run:
     "The folder of a run: what was asked for, and which of its tasks are done."
     def __init__(self,
         path, # A folder that `new_run` made; `ValueError` for another
     ):
         self.path, self.tasks = Path(path), Path(path)/'tasks'
-        try: self.asked = json.loads((self.path/'run.json').read_text())
-        except (OSError, ValueError):
+        self.asked = _read(self.path/'run.json')
+        if self.asked is None or not self.tasks.is_dir():
             raise ValueError(f'{path} holds no run that can be gone on with: '
-                             'there is no run.json, or it is damaged') from None
+                             'run.json is missing or damaged, or there is no folder `tasks`')
 
     def done(self,
         name): # Of a task
         "Are the numbers of a task there?"
-        return (self.tasks/f'{name}.json').is_file()
+        return _read(self.tasks/f'{name}.json') is not None
 
     def result(self,
         name): # Of a task that is done
@@ -41,6 +48,7 @@ class Run:
         name,  # Of a file in the folder
         data): # Text or bytes
         "Write a file that is there as a whole or not at all."
+        if not (self.path/'run.json').is_file(): raise FileNotFoundError(f'{self.path} is gone')
         with atomic_save(self.path/name, **(dict(mode='w', encoding='utf-8')
                                             if isinstance(data, str) else {})) as f:
             f.write(data)
@@ -56,11 +64,16 @@ def new_run(path,  # A new or empty folder; `ValueError` for others, `OSError` i
            )->Run:
     "Make the folder of a run."
     path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f'{path} is a file, a folder is needed')
     made = _missing(path)
     path.mkdir(parents=True, exist_ok=True)
     if (path/'run.json').exists():
-        raise ValueError(f'{path} holds a run already: '
-                         f'go on with it (--resume {path}), or choose another folder')
+        raise ValueError(f'{path} holds a run already: go on with it '
+                         f'(--resume {quote(str(path))}), or choose another folder')
+    if [o.name for o in path.iterdir()]==['tasks'] and not any((path/'tasks').iterdir()):
+        raise ValueError(f'{path} was taken by a run that is just beginning, '
+                         'or that was killed in its first moment: then delete it')
     if other := sorted(o.name for o in path.iterdir() if o.name!='lost+found'):
         raise ValueError(f"{path} holds {', '.join(other[:3])}: choose a new or an empty folder")
     try: (path/'tasks').mkdir() # only one process can
@@ -89,11 +102,18 @@ def next_run(path,  # The first choice; with a number behind it where that is ta
         run.made = made
         return run
 
+def _held(lock):
+    "Has another process this lock?"
+    try:
+        with FileLock(lock, blocking=False): return False
+    except Timeout: return True
+
 @patch
 def drop(self:Run):
     "Take back what `new_run` made, if nothing has been kept in it: was it?"
-    if any(o.is_file() and o.name!='begun.json' and o.suffix!='.lock'
-           for o in self.tasks.rglob('*')): return False
+    files = [o for o in self.tasks.rglob('*') if o.is_file()]
+    if any(o.name!='begun.json' and o.suffix!='.lock' for o in files): return False
+    if any(_held(o) for o in files if o.suffix=='.lock'): return False # somebody works here
     shutil.rmtree(self.tasks)
     for o in ('run.json', 'progress.md'): (self.path/o).unlink(missing_ok=True)
     for o in self.made:

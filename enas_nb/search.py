@@ -348,7 +348,7 @@ def load_search(self:Learner,
     state, cb = read_state(path), self.search
     try:
         check_state(self, state)
-        trained = state['cbs']['search']['own']['trained']
+        trained = dict(state['cbs'])['search']['own']['trained']
         arch = state.get('arch') and Arch(self.model.controller.space, state['arch'])
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f'{path} is not a saved search' +

@@ -475,6 +475,9 @@ class TextTask(Task):
         "`part.reward_c`/perplexity"
         return partial(ppl_reward, c=part.reward_c)
     def metric(self): "What a retraining reports by default"; return Perplexity()
+    def tensors(self):
+        "All words; opens the test text"
+        return [tokens(self.dls, o) for o in ('train','valid','test')]
     def search_metric(self): "What a search reports by default"; return MedianPerplexity()
     def sizes(self):
         "Words by part; opens the test text"
@@ -489,9 +492,6 @@ class TextTask(Task):
                part):        # search part of a preset
         "What several architectures reach with the shared weights: their median perplexity"
         return part.reward_c/scores.median().item()
-    def window(self, part): # search part of a preset
-        "Rewarded words per row of a batch"
-        return part.bptt
 
 # %% ../nbs/06_text.ipynb #673a0a7a
 def find_task(dls)->Task: # image or language-model `DataLoaders`; `ValueError` for others

@@ -1,11 +1,11 @@
 "A fit that is killed and begun again ends with the same numbers; damaged files are no danger."
 import random, shutil
 import numpy as np, pytest, torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
 from fastai.callback.training import GradientAccumulation
 
-from enas_nb.checkpoint import Checkpoint, learn_state, read_state
+from enas_nb.checkpoint import Checkpoint, learn_state, read_state, write_state
 from enas_nb.data import digits_dls
 from enas_nb.macro import MacroSpace
 from enas_nb.micro import MicroSpace
@@ -31,7 +31,7 @@ def equal(a, b):
 def end(learn):
     "The state of a Learner, without times."
     state = learn_state(learn)
-    for o in state['cbs'].values():
+    for _,o in state['cbs']:
         for k in ('theta_seconds', 'start_epoch', 'log'): o.get('own', {}).pop(k, None)
     return state
 
@@ -147,3 +147,94 @@ def test_a_full_disk_is_known_at_once(tmp_path, monkeypatch):
         def before_batch(self): seen.append(1)
     with pytest.raises(OSError, match='No space'): fit(learn, cbs=[Checkpoint(tmp_path), Seen()])
     assert not seen
+
+def resumed(cbs, again, n=4, **kwargs):
+    "A fit that was killed in its third epoch and gone on with: the Learner."
+    with pytest.raises(KeyboardInterrupt): fit(make('macro-final'), n, cbs=[*cbs(), Checkpoint('night'), Stop(2)])
+    return fit(make('macro-final'), n, cbs=[*again(), Checkpoint('night', log=lambda o: None)])
+
+def test_a_progress_bar_may_be_shown(tmp_path, capsys):
+    learn = make('macro-final')
+    with pytest.raises(KeyboardInterrupt): learn.fit(3, .01, cbs=[Checkpoint(tmp_path), Stop(1)])
+    learn = make('macro-final')
+    learn.fit(3, .01, cbs=Checkpoint(tmp_path))
+    assert len(learn.recorder.values)==3
+
+def test_two_callbacks_of_a_kind_keep_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    two = lambda: [SaveModelCallback('accuracy', fname='a'), SaveModelCallback('valid_loss', fname='b')]
+    whole = fit(make('macro-final'), cbs=[first := two(), 0][0])
+    again = two()
+    resumed(two, lambda: again)
+    assert [(o.fname, float(o.best)) for o in again]==[(o.fname, float(o.best)) for o in first]
+
+def test_what_a_callback_is_made_with_is_not_from_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    new = EarlyStoppingCallback('valid_loss', patience=7)
+    resumed(lambda: [EarlyStoppingCallback('valid_loss', patience=3)], lambda: [new])
+    assert new.patience==7
+
+def test_another_rate_is_refused(tmp_path):
+    def flat(lr, *cbs):
+        learn = make('macro-final')
+        with learn.no_bar(), learn.no_logging(): learn.fit(3, lr, cbs=[Checkpoint(tmp_path, log=lambda o: None), *cbs])
+    with pytest.raises(KeyboardInterrupt): flat(.01, Stop(2))
+    with pytest.raises(ValueError, match="began with .*0.01.*this one with .*0.5"): flat(.5)
+    flat(.01)
+
+class Cancel(Callback):
+    "Ends a fit as trackers do."
+    order = 60
+    def after_epoch(self):
+        if self.epoch==1: raise CancelFitException
+
+def test_a_fit_that_was_ended_is_done(tmp_path):
+    "The next fit with the same Checkpoint is a new one, and the same line has nothing to do."
+    def two(point):
+        learn = make('macro-final')
+        with learn.no_bar(), learn.no_logging(): learn.fit(4, .01, cbs=[point, Cancel()]); learn.fit(3, .02, cbs=point)
+        return learn
+    whole = two(Checkpoint(tmp_path/'a', log=lambda o: None))
+    assert len(whole.recorder.values)==3 and [o.name for o in sorted((tmp_path/'a').iterdir())][-1]=='01-00003.safetensors'
+    again = two(Checkpoint(tmp_path/'a', log=lambda o: None))
+    assert equal(whole.model.state_dict(), again.model.state_dict())
+
+def test_two_checkpoints_are_refused(tmp_path):
+    with pytest.raises(ValueError, match='two Checkpoints'): fit(make('macro-final', cbs=Checkpoint(tmp_path/'a')), cbs=Checkpoint(tmp_path/'b'))
+
+wrong = dict(
+    opt_empty=lambda s: s.update(opt={}), opt_list=lambda s: s.update(opt=[1]), cbs_none=lambda s: s.update(cbs=None), fit_empty=lambda s: s.update(fit={}),
+    epoch_text=lambda s: s['fit'].update(epoch='2'), epoch_99=lambda s: s['fit'].update(epoch=99), epoch_half=lambda s: s['fit'].update(epoch=1.5),
+    no_own=lambda s: s['cbs'].insert(0, ['recorder', dict(parts={})]), random=lambda s: s.update(random={}), rng=lambda s: s['random'].update(torch=s['random']['torch'][:9]),
+    model_none=lambda s: s.update(model=None), loaders=lambda s: s.update(loaders=['x', 'y']), grads=lambda s: s.update(grads={next(iter(s['model'])): torch.zeros(3)}),
+    dtype=lambda s: s['model'].update({k: v.int() for k,v in s['model'].items()}),
+    moments=lambda s: [o.update({k: torch.zeros(3) for k,v in o.items() if torch.is_tensor(v)}) for o in s['opt']['state'].values()])
+
+@pytest.mark.parametrize('name', wrong)
+def test_a_damaged_state_takes_no_effect(name, tmp_path):
+    "The older file serves; where there is none, one line, and the Learner is as before."
+    whole = fit(make('macro-final'))
+    with pytest.raises(KeyboardInterrupt): fit(make('macro-final'), cbs=[Checkpoint(tmp_path), Stop(3)])
+    older, newer = sorted(tmp_path.iterdir())
+    state = read_state(newer)
+    wrong[name](state)
+    write_state(newer, state)
+    assert equal(whole.end, fit(make('macro-final'), cbs=Checkpoint(tmp_path, log=lambda o: None)).end)
+    for o in tmp_path.iterdir(): o.unlink()
+    write_state(tmp_path/newer.name, state)
+    learn = make('macro-final')
+    before = {k: v.clone() for k,v in learn.model.state_dict().items()}
+    with pytest.raises(ValueError, match='no checkpoint in') as e: fit(learn, cbs=Checkpoint(tmp_path))
+    assert '\n' not in str(e.value) and equal(before, dict(learn.model.state_dict()))
+
+def test_no_method_and_no_path_comes_from_a_file(tmp_path):
+    with pytest.raises(KeyboardInterrupt): fit(make('macro-final', cbs=SaveModelCallback(fname='mine')), cbs=[Checkpoint(tmp_path), Stop(2)])
+    newer = sorted(tmp_path.iterdir())[-1]
+    state = read_state(newer)
+    for name,o in state['cbs']:
+        if name=='save_model': o['own'].update(fname='../../evil', before_batch=3, learn='x')
+    write_state(newer, state)
+    learn = make('macro-final', cbs=SaveModelCallback(fname='mine'))
+    learn.path = tmp_path
+    fit(learn, cbs=Checkpoint(tmp_path, log=lambda o: None))
+    assert learn.save_model.fname=='mine' and 'before_batch' not in vars(learn.save_model) and learn.save_model.learn is learn

@@ -271,7 +271,34 @@ def test_a_finished_run_and_a_foreign_folder(folder, capfd, tiny):
         assert status==2
         is_one_line(err, 'enas-search', *words)
     status, out, err = inside(enas_train, capfd, '--resume', 'a')
-    assert status==0 # it is finished, and says where its report is
+    assert status==2
+    is_one_line(err, 'enas-train', 'a is a run of enas-search: enas-search --resume a')
+    for o in ('report.md', 'result.json'): Path('a', o).unlink() # made again from the numbers of the tasks
+    assert inside(enas_search, capfd, '--resume', 'a')[0]==0 and {o.name for o in Path('a').iterdir()}=={o.name for o in before if o.parent.name=='a'}
+    for text in ('{}', '[1]', '3', json.dumps(dict(recipe='tiny', seed='0', epochs=None, text=None, images=None, device=None)), '{"seed": 0'):
+        Path('a/run.json').write_text(text)
+        status, out, err = inside(enas_search, capfd, '--resume', 'a')
+        assert status==2
+        is_one_line(err, 'enas-search', 'damaged')
+
+@pytest.mark.parametrize('args', [['--resume', ''], ['--resume='], ['--out', ''], ['--text', ''], ['--images='], ['--seed', str(2**70)], ['--res', 'a']])
+def test_empty_and_strange_arguments(args, capfd, folder):
+    status, out, err = inside(enas_search, capfd, *args)
+    assert status==2 and list(folder.iterdir())==[]
+    is_one_line(err, 'enas-search')
+
+def test_a_folder_that_vanishes(folder):
+    "The run stops at the end of its epoch, and promises nothing."
+    p = start('enas-search', '--out', 'gone', '--device', 'cpu')
+    try:
+        for line in p.stdout:
+            if 'epoch' in line: break
+        import shutil; shutil.rmtree('gone')
+        out,err = p.communicate(timeout=60)
+    finally: p.kill()
+    assert p.returncode==2
+    is_one_line(err, 'enas-search', 'gone')
+    assert 'go on with' not in err
 
 def test_other_data_are_refused(folder, capfd, tiny, monkeypatch):
     monkeypatch.setattr(rooms.Experiment, 'train', lambda *args: 1/0)

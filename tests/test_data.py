@@ -438,7 +438,7 @@ def test_an_image_task_measures(tmp_path):
     dls = toy(m=40, test=(noise(9), torch.zeros(9, dtype=torch.long)), path=tmp_path)
     task,learn = ImageTask(dls),quiet(Learner(dls, net(), metrics=[accuracy]))
     learn.fit(1, .01)
-    assert task.sizes()==dict(train=50, valid=40, test=9) and task.window(None)==1
+    assert task.sizes()==dict(train=50, valid=40, test=9)
     for part,dl in (('valid',dls.valid), ('test',open_test(dls))):
         assert task.measured(learn, part)==dict(value=learn.validate(dl=dl)[1], parts=None)
         p,y = learn.get_preds(dl=dl)

@@ -24,7 +24,7 @@ def equal(a, b):
 def ended(out):
     "All that a run leaves, without times."
     state = read_state(out/'search.safetensors')
-    for o in state['cbs'].values():
+    for _,o in state['cbs']:
         for k in ('theta_seconds', 'start_epoch', 'log'): o.get('own', {}).pop(k, None)
         o.pop('spent', None)
     result = {k: v for k,v in json.loads((out/'result.json').read_text()).items() if k not in ('cost', 'enas_cost')}

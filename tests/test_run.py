@@ -24,7 +24,7 @@ def test_a_committed_run_is_written_again(tmp_path, name):
 def test_a_folder_with_something_in_it_is_refused(tmp_path):
     (tmp_path/'a').mkdir(); (tmp_path/'a'/'b').touch()
     with pytest.raises(ValueError, match='holds b: choose a new or an empty folder'): new_run(tmp_path/'a', {})
-    with pytest.raises(FileExistsError): new_run(tmp_path/'a'/'b', {})
+    with pytest.raises(ValueError, match='is a file'): new_run(tmp_path/'a'/'b', {})
     assert (tmp_path/'a'/'b').is_file()
 
 @pytest.mark.parametrize('kind', ['empty', 'mount', 'link', 'here', 'deep'])

@@ -433,7 +433,7 @@ def test_the_task_of_text():
     task = find_task(dls)
     assert torch.equal(state, torch.get_rng_state()) and order==dls.train.rng.getstate()
     assert type(task) is TextTask and TextTask.fits(dls) and not ImageTask.fits(dls)
-    assert (task.name,task.n_in,task.n_out,task.window(part))==('text',10,10,part.bptt)
+    assert (task.name,task.n_in,task.n_out)==('text',10,10)
     assert task.sizes()==dict(train=200, valid=90, test=70)
     pred,targ = torch.randn(2, 3, 10, generator=rng(0, 'scores')),torch.tensor([[1,2,3],[4,5,6]])
     assert torch.equal(task.reward(part)(pred, targ), ppl_reward(pred, targ, c=part.reward_c))
