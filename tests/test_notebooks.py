@@ -72,9 +72,8 @@ def test_size(path):
 
 @each_nb
 def test_lines_fit_the_page(path):
-    most = 120 if path==ONE_PAGE else 100
-    wide = [(i, len(o)) for i,s in visible_code(path) for o in s.splitlines() if len(o) > most]
-    assert not wide, f'lines of more than {most} characters that a reader reads (cell, characters): {wide}'
+    wide = [(i, len(o)) for i,s in visible_code(path) for o in s.splitlines() if len(o) > 100]
+    assert not wide, f'lines of more than 100 characters that a reader reads (cell, characters): {wide}'
 
 @pytest.mark.parametrize('path', sorted(LIB.glob('*.py')), ids=lambda p: p.name)
 def test_lines_of_the_library(path):
