@@ -68,4 +68,4 @@ def test_a_width_that_nobody_set_is_not_reported():
     for part in ('search', 'final'): d['recipe']['preset'][part]['width'] = None
     assert 'shared weights (batches of 64)' in report(d) and '14 epochs. ' in report(d) and 'None' not in report(d)
     d['recipe']['sizes']['width'] = 6
-    assert 'shared weights (width 6, batches of 64)' in report(d) and '20 epochs, width 6.' in report(d)
+    assert 'shared weights (width 6, batches of 64)' in report(d) and '14 epochs, width 6.' in report(d)
