@@ -24,3 +24,4 @@ from .report import *
 from .run import *
 from .published import *
 from .recipes import *
+from .experiment import *

@@ -287,7 +287,7 @@ def _search(argv):
     run = _folder(a, _asked(a), a.recipe)
     if not _finished(run):
         with _kept(run, 'enas-search', not a.resume) as log:
-            from enas_nb.recipes import run_recipe
+            from enas_nb.experiment import run_recipe
             run_recipe(_recipe(run.asked), run.asked['seed'], run.asked['device'], log, run)
     from enas_nb.report import verdict
     print(f"\n{verdict(json.loads((run.path/'result.json').read_text()))}\n")
@@ -327,7 +327,7 @@ def _train(argv):
     run = _folder(a, asked, a.recipe and f'{a.recipe}-train')
     if not _finished(run):
         with _kept(run, 'enas-train', not a.resume) as log:
-            from enas_nb.recipes import train_arch
+            from enas_nb.experiment import train_arch
             arch = arch_from_json(json.dumps(run.asked['arch']))
             train_arch(_recipe(run.asked), arch, run.asked['seed'], run.asked['device'], log, run)
     print(f'The report is {run.path/"report.md"}; weights, curves and all numbers lie beside it.')

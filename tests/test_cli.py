@@ -9,7 +9,7 @@ import matplotlib; matplotlib.use('Agg')
 import pandas as pd, pytest, torch
 from PIL import Image
 
-from enas_nb import data, draw as draw_room, recipes as rooms
+from enas_nb import data, draw as draw_room, experiment as rooms
 from safetensors.torch import load_file
 
 from enas_nb.cli import enas_search, enas_show, enas_train
