@@ -65,7 +65,7 @@ def _epoch(learn, seconds):
 
 # %% ../nbs/appendix/experiment.ipynb #0000000a
 class NoValidation(Callback):
-    "Leaves each epoch's validation out: nothing depends on it, and it costs a tenth of the time."
+    "Leaves each epoch's validation out, where nothing depends on it."
     def before_validate(self): raise CancelValidException()
 
 def _rows(learn):
@@ -152,24 +152,30 @@ def _lstm_cost(n_params, n_vocab):
     with torch.device('meta'): net = lstm_lm(n_params, n_vocab)
     return sum(p.numel() for p in net.parameters() if p.ndim>1)
 
-# %% ../nbs/appendix/experiment.ipynb #37a5d59f
+# %% ../nbs/appendix/experiment.ipynb #e9c0de01
+def _versions():
+    "Versions of what decides last digits."
+    return dict(enas_nb=__version__) | {o: version(o) for o in ('torch', 'fastai', 'numpy')}
+
+def _chip(device):
+    "The name of a processor."
+    return torch.cuda.get_device_name(device) if device.type=='cuda' else platform.machine()
+
 def _made_with(device):
     "Versions and the machine, in a line."
-    versions = dict(enas_nb=__version__) | {o: version(o) for o in ('torch', 'fastai', 'numpy')}
-    chip = torch.cuda.get_device_name(device) if device.type=='cuda' else platform.machine()
-    said = ', '.join(f'{k} {v}' for k,v in versions.items())
-    return f'{said}, {device} ({chip}), {n_of(torch.get_num_threads(), "thread")}'
+    said = ', '.join(f'{k} {v}' for k,v in _versions().items())
+    return f'{said}, {device} ({_chip(device)}), {n_of(torch.get_num_threads(), "thread")}'
 
-def _conditions(recipe, seed, dls, sizes):
-    "What was run, and where."
-    device, versions = dls.device, {o: version(o) for o in ('torch', 'fastai', 'numpy')}
-    chip = torch.cuda.get_device_name(device) if device.type=='cuda' else platform.machine()
+# %% ../nbs/appendix/experiment.ipynb #37a5d59f
+def _conditions(recipe, seed, dls, sizes, data):
+    "What was run, and where; `data` is their fingerprint."
+    device = dls.device
     found = dict(found=dls.found._asdict()) if hasattr(dls, 'found') else {}
-    return dict(recipe=recipe.to_dict(), seed=seed, device=str(device), chip=chip,
+    return dict(recipe=recipe.to_dict(), seed=seed, device=str(device), chip=_chip(device),
                 threads=torch.get_num_threads(),
                 clock='processor seconds' if device.type=='cpu' else 'seconds',
-                versions=dict(enas_nb=__version__, **versions, python=platform.python_version()),
-                data=recipe.task(dls).fingerprint(), n_archs=recipe.space.size, **found,
+                versions=_versions() | dict(python=platform.python_version()),
+                data=data, n_archs=recipe.space.size, **found,
                 **{recipe.task.measure.items: sizes})
 
 def _tested(measure, net):
@@ -213,6 +219,7 @@ class Experiment:
         made  = dict(threads=torch.get_num_threads(), made_with=_made_with(self.dls.device))
         run.work(lambda: dict(begun=lambda folder: found | made), log)
         begun = run.result('begun')
+        self.data = found['data']
         if {k: v for k,v in begun.items() if k in found}!=found:
             raise ValueError(f'{run.path} was begun with another seed, with other data, '
                              'or by a library with other numbers')
@@ -378,7 +385,7 @@ def result(self:Experiment):
         return searched | parts | {k: v[key] for k,v in nets.items() if k.startswith('lstm')}
     cost, macs = costs('cost', found['cost']), costs('macs', found['macs'])
     macs['enas'] = sum(macs[o] for o in ('omega', 'theta', 'derive', 'retrain'))
-    result = (_conditions(recipe, self.seed, self.dls, self.sizes) | found['found'] |
+    result = (_conditions(recipe, self.seed, self.dls, self.sizes, self.data) | found['found'] |
               _tested(measure, derived[0]))
     result |= _comparison(recipe, children, randoms, macs['enas'])
     if lstms: result['lstms'] = [_tested(measure, o) for o in lstms]
@@ -434,7 +441,7 @@ def alone(self:Experiment,
     macs = spent(recipe, 0, final_cost(recipe, arch, *self.like), *self.parts)['retrain']
     found = dict(arch=str(arch), epochs=part.n_epochs, history=net['history'],
                  cost=round(net['cost'], 2), macs=macs)
-    return (_conditions(recipe, self.seed, self.dls, self.sizes) | found |
+    return (_conditions(recipe, self.seed, self.dls, self.sizes, self.data) | found |
             _tested(self.measure, net))
 
 # %% ../nbs/appendix/experiment.ipynb #5a7af657

@@ -163,8 +163,8 @@ def test_a_progress_bar_may_be_shown(tmp_path, capsys):
 def test_two_callbacks_of_a_kind_keep_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     two = lambda: [SaveModelCallback('accuracy', fname='a'), SaveModelCallback('valid_loss', fname='b')]
-    whole = fit(make('macro-final'), cbs=[first := two(), 0][0])
-    again = two()
+    first, again = two(), two()
+    fit(make('macro-final'), cbs=first)
     resumed(two, lambda: again)
     assert [(o.fname, float(o.best)) for o in again]==[(o.fname, float(o.best)) for o in first]
 

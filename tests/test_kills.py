@@ -53,7 +53,6 @@ def test_three_kills(tmp_path):
     args = ['digits-macro', '--epochs', '2', '--device', 'cpu', '--seed', '5']
     p = start(*args, '--out', tmp_path/'whole')
     assert p.wait(timeout=300)==0
-    began, p = time.time(), None
     out, seen = killed(tmp_path, args, 3, 12, random.Random(1))
     assert equal(ended(tmp_path/'whole'), ended(out)), seen
 

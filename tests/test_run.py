@@ -41,14 +41,14 @@ def test_folders_that_will_do(tmp_path, kind, monkeypatch):
 
 def test_what_nothing_was_done_in_goes_again(tmp_path):
     kept = tmp_path/'mine'; kept.mkdir()
-    assert new_run(kept, {}).drop() and list(kept.iterdir())==[] and kept.is_dir() or not kept.exists()
+    assert new_run(kept, {}).drop() and kept.is_dir() and list(kept.iterdir())==[] # it was there before
     assert new_run(tmp_path/'x'/'y', {}).drop() and not (tmp_path/'x').exists()
     run = new_run(tmp_path/'z', {})
     run.take('one', lambda o: {})
     assert not run.drop() and run.done('one')
 
 def test_one_folder_for_one_run(tmp_path):
-    "Twenty processes ask at once: with a chosen name one gets it; with a default name each gets its own."
+    "Eight processes ask at once: with a chosen name one gets it; with a default name each gets its own."
     code = '''
 import sys
 from enas_nb.run import new_run, next_run
