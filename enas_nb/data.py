@@ -597,11 +597,13 @@ class Task:
     "What a search and a retraining must know of their data"
     name    = None # 'images' or 'text', as in a part of a preset
     measure = None # the `Measure` of its results
+    item = staticmethod(lambda x: ()) # shape of an item of inputs `x`, as `multiply_adds` takes it
     def __init__(self,
         dls, # fastai `DataLoaders`; `ValueError` if their batches are no such data
     ):
         x = self.look(dls)
         self.dls,self.n_in,self.n_out = dls,self.reads(x, dls),get_c(dls) or None
+        self.shape = self.item(x)
         if not self.n_in:
             raise ValueError(f'a batch is {x.dtype} {tuple(x.shape)}, and that is not {self.name}')
 
@@ -635,6 +637,7 @@ class Task:
 class ImageTask(Task):
     "Images and their classes"
     name    = 'images'
+    item    = staticmethod(lambda x: tuple(x.shape[1:]))
     measure = Measure('accuracy', 'images', '{:.2%}', 'points', 100, 2, lambda a,b: a-b, max)
     @classmethod
     def reads(cls, x, # inputs of a batch

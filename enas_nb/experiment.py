@@ -213,7 +213,6 @@ class Experiment:
         self.dls  = recipe.dls(seed, torch.device(device) if device else default_device())
         self.task = recipe.task(self.dls)
         self.sizes, self.measure = self.task.sizes(), recipe.task.measure
-        x = self.task.look(self.dls)
         numbers = hashlib.sha256(json.dumps(recipe.to_dict()).encode()).hexdigest()[:16]
         found = dict(data=self.task.fingerprint(), numbers=numbers, seed=seed)
         made  = dict(threads=torch.get_num_threads(), made_with=_made_with(self.dls.device))
@@ -228,8 +227,7 @@ class Experiment:
         if self.made_with!=begun['made_with']:
             log(f"begun with {begun['made_with']}; going on with {self.made_with}: "
                 'last digits may differ')
-        self.like = (self.task.n_in, self.task.n_out,
-                     tuple(x.shape[1:]) if recipe.task.name=='images' else ())
+        self.like = self.task.n_in, self.task.n_out, self.task.shape
 
     @property
     def parts(self):
