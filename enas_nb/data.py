@@ -34,6 +34,7 @@ from fastai.metrics import accuracy
 from fastai.torch_core import TensorCategory,TensorImage,TensorImageBW,default_device
 
 from .space import write_file
+from .reinforce import loss_reward
 from .memory import (BatchRandom,MemoryDL,MemoryDataLoaders,MemoryDataset,cache_valid,
                             keep_random,rng)
 
@@ -597,6 +598,7 @@ class Task:
     "What a search and a retraining must know of their data"
     name    = None # 'images' or 'text', as in a part of a preset
     measure = None # the `Measure` of its results
+    scores  = None # what an architecture can earn, by name: functions of (predictions, targets)
     item = staticmethod(lambda x: ()) # shape of an item of inputs `x`, as `multiply_adds` takes it
     def __init__(self,
         dls, # fastai `DataLoaders`; `ValueError` if their batches are no such data
@@ -639,6 +641,7 @@ class ImageTask(Task):
     name    = 'images'
     item    = staticmethod(lambda x: tuple(x.shape[1:]))
     measure = Measure('accuracy', 'images', '{:.2%}', 'points', 100, 2, lambda a,b: a-b, max)
+    scores  = dict(accuracy=accuracy, loss=loss_reward)
     @classmethod
     def reads(cls, x, # inputs of a batch
               dls):   # the `DataLoaders` that it came from
@@ -646,7 +649,7 @@ class ImageTask(Task):
         return x.shape[1] if x.ndim==4 else None
     def reward(self, part): # search part of a preset
         "What rewards θ by default: a function of (predictions, targets), the more the better"
-        return accuracy
+        return self.scores[part.reward]
     def metric(self): "What a retraining reports by default"; return accuracy
     def search_metric(self): "What the row of a search reports by default"; return accuracy
     def sizes(self):

@@ -321,9 +321,10 @@ def search(self:Experiment,
     cost = dict(omega=watch.spent-learn.search.theta_seconds, theta=learn.search.theta_seconds,
                 derive=clock(dls.device)-start)
 
+    look   = 'accuracy' if self.task.name=='images' else None
     looked = dict(policy=learn.search.paths('look', recipe.n_look),
                   uniform=self.uniform(recipe.n_look, 0))
-    shared = {f'{k}_shared_{self.measure.name}': self.task.shared(learn.score_archs(o), part)
+    shared = {f'{k}_shared_{self.measure.name}': self.task.shared(learn.score_archs(o, metric=look), part)
               for k,o in looked.items()}
     pass_cost, alone = (shared_cost(recipe, [*looked['policy'][:4], *looked['uniform'][:4]],
                                     *self.like),
@@ -331,7 +332,7 @@ def search(self:Experiment,
     macs = (spent(recipe, pass_cost, alone, *self.parts) |
             dict(derive=recipe.n_derive*self.sizes['valid']//2*pass_cost))
     theta = recipe.preset.controller
-    policy = dict(steps=max(0, part.n_epochs-theta.warmup)*theta.steps,
+    policy = dict(steps=theta.n_steps(part.n_epochs),
                   entropy=learn.search.value('entropy'), max_entropy=math.log(recipe.space.size))
     if not policy['steps']: policy['entropy'] = None
     learn.save_search(run.path/'search.safetensors')

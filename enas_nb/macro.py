@@ -177,7 +177,7 @@ class _MacroBase(PathNet):
 
     def run_path(self, x, layers):
         "Logits of the path `layers` for images `x`."
-        return self.head(self.run_steps(x, layers)[len(layers)])
+        return self.head(self.run_steps(x, layers)[len(layers)])[self.n_riders:]
 
 # %% ../nbs/08_macro.ipynb #00000013
 class SharedMacroNet(_MacroBase):

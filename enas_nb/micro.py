@@ -257,7 +257,7 @@ class _MicroBase(PathNet):
     def run_path(self, x, args):
         "Logits for images `x`, in training an auxiliary head's, too; cell `i` gets `*args[i]` too."
         _,cur,aux = self.run_steps(x, args)
-        logits = self.head(F.relu(cur))
+        logits = self.head(F.relu(cur))[self.n_riders:]
         return logits if aux is None else (logits, aux)
 
 # %% ../nbs/09_micro.ipynb #0000001e

@@ -53,7 +53,7 @@ def with_epochs(self:Recipe,
     The warm-up of ω keeps its share, and leaves θ an epoch at least."""
     if n<1: raise ValueError(f'epochs is {n}, allowed is 1 or more')
     search, final, theta = self.preset.search, self.preset.final, self.preset.controller
-    warmup = min(n-1, round(theta.warmup*n/search.n_epochs))
+    warmup = theta.warmup and min(n-1, round(theta.warmup*n/search.n_epochs))
     return replace(self, preset=replace(self.preset, search=search.for_epochs(n),
                                         final=final.for_epochs(n),
                                         controller=replace(theta, warmup=warmup)))

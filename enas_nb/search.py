@@ -9,7 +9,7 @@ __all__ = ['evaluates', 'score_batch', 'Supernet', 'omega', 'SearchCallback', 'C
            'split_kwargs', 'build_net', 'learner_args', 'search_learner', 'Derived']
 
 # %% ../nbs/12_search.ipynb #00000006
-import inspect
+import inspect, math, warnings
 from contextlib import contextmanager, nullcontext
 from functools import partial
 import torch
@@ -19,14 +19,16 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner, ValueMetric, trainable_params
 from fastai.metrics import accuracy
 from fastprogress.fastprogress import progress_bar
-from torch import nn
+from torch import Tensor, nn
 from .space import Arch, SearchSpace
-from .presets import Preset, general
+from .presets import Preset, general, who_trains
 from .controller import Controller
 from .reinforce import Reinforce
 from .memory import MemoryDL, keep_random, random_batch, rng
-from .text import find_task
+from .data import ImageTask
+from .text import TextTask, find_task
 from .checkpoint import check_state, learn_state, load_learn_state, read_state, write_state
+from .cost import count_params
 from .train import FiniteClip, OwnEvents, clock, l2_decay, optimizer, preset_cbs, with_grad
 
 # %% ../nbs/12_search.ipynb #0000000d
@@ -74,7 +76,7 @@ class Supernet(nn.Module):
 
     @property
     def arch(self):
-        "The architecture that runs outside `fit`; None stands for the policy's mode."
+        "The architecture that runs outside `fit`, as `derive` sets it; None: samples of the policy."
         return self._arch
     @arch.setter
     def arch(self, arch):
@@ -82,22 +84,26 @@ class Supernet(nn.Module):
         self._arch = arch
 
     @torch.no_grad()
-    def mode(self):
-        "The policy's likeliest choices, as an architecture."
-        return self.controller.space.archs(self.controller.mode().codes)[0]
+    def sample(self):
+        "An architecture of the policy."
+        return self.controller.space.archs(self.controller.sample().codes)[0]
 
     def reset(self):
         "Forget a recurrent network's memory (fastai's `ModelResetter` calls this)."
         if hasattr(self.net, 'reset'): self.net.reset()
 
     def forward(self, x):
-        arch = self.path or self._arch or self.mode()
+        arch = self.path or self._arch or self.sample()
         if arch is not self.net.arch: self.net.arch = arch
         return self.net(x)
 
 def omega(model:Supernet): # A search's model
     "The splitter of a search: the shared weights ω, without θ."
     return trainable_params(model.net)
+
+def _copy(net):
+    "A copy of a network's weights and buffers."
+    return {k: v.detach().clone() for k,v in net.state_dict().items()}
 
 # %% ../nbs/12_search.ipynb #8a2319cd
 class SearchCallback(Callback):
@@ -110,13 +116,35 @@ class SearchCallback(Callback):
     ):
         self.preset, self.reward_dl, self.reward, self.seed = preset, reward_dl, reward, seed
         self.trained, self.theta_seconds, self.reinforce, self.stats = 0, 0., None, {}
+        self.earlier = [] # ω at the ends of the epochs before, the oldest first
 
     def before_fit(self):
         self.reinforce = self.reinforce or Reinforce(self.model.controller, self.preset.controller)
+    def before_train(self):
+        n = self.preset.search.n_omega-1
+        if n and self.trained and not self.repeat.looking:
+            self.earlier = [*self.earlier, _copy(self.model.net)][-n:]
     def after_train(self):
-        if not self.repeat.looking and self.trained >= self.preset.controller.warmup:
-            self.train_theta()
+        if not self.repeat.looking and self.moves: self.train_theta()
     def after_epoch(self): self.trained += self.child.in_epoch and not self.repeat.looking
+    def after_fit(self):
+        if not self.repeat.looking and self.undecided:
+            warnings.warn(f"θ has hardly moved: its entropy is {self.stats['entropy']:.2f} of "
+                          f'{self.most:.2f} nats. What `derive` samples is random search')
+
+    @property
+    def moves(self):
+        "Does θ move after this epoch's training pass?"
+        warmup = self.preset.controller.warmup
+        return self.epoch==self.n_epoch-1 if warmup is None else self.trained>=warmup
+    @property
+    def most(self):
+        "The entropy of a policy that likes all architectures alike, in nats."
+        return math.log(self.model.controller.space.size)
+    @property
+    def undecided(self):
+        "Has θ moved, and is its entropy still above 95% of the most?"
+        return self.stats.get('entropy', 0.) > .95*self.most
 
     def __getstate__(self): return {**self.__dict__, 'reward_dl': None} # no data in an export
 
@@ -138,6 +166,16 @@ def paths(self:SearchCallback,
     return self.model.controller.space.archs(codes)
 
 @patch
+def omega_paths(self:SearchCallback,
+                n)->list: # How many
+    "`n` architectures whose paths train ω in this epoch: the policy's, random or fair ones."
+    who, space = (who_trains(self.preset.search.paths, self.epoch, self.n_epoch),
+                  self.model.controller.space)
+    if who=='policy': return self.paths('path', n)
+    seed = rng(self.seed, 'path', self.trained).initial_seed()
+    return space.archs((space.fair if who=='fair' else space.random)(n, seed))
+
+@patch
 def value(self:SearchCallback,
           name, # `'reward'`, `'entropy'` or `'baseline'`
          ):
@@ -148,19 +186,33 @@ def value(self:SearchCallback,
 @patch
 def train_theta(self:SearchCallback):
     "The epoch's steps of θ, with a progress bar; keeps their mean reward and entropy."
-    start, size = (clock(self.dls.device),
-                   min(self.preset.search.bs, len(self.reward_dl.dataset)))
+    part, theta, start = self.preset.search, self.preset.controller, clock(self.dls.device)
+    size = min(part.reward_bs or part.bs, len(self.reward_dl.dataset))
     net, space, stats = self.model.net, self.model.controller.space, []
+    n, past = (theta.n_steps(self.n_epoch), 0) if theta.warmup is None else (theta.steps, self.epoch)
     with evaluates(net):
-        for i in self._bar(range(self.preset.controller.steps)):
+        for i in self._bar(range(n)):
             # made on the device
             batch = random_batch(self.reward_dl, size, self.generator('reward', i))
             score = lambda codes: score_batch(net, space.archs(codes), batch, self.reward,
                                               self._autocast())
-            stats.append(self.reinforce.step(score, self.generator('theta', i)))
+            done = (past+i/n)/(1 if theta.warmup is None else self.n_epoch)
+            with self.at_omega(i): stats.append(self.reinforce.step(score, self.generator('theta', i)))
     if stats: self.stats = {k: torch.stack([o[k] for o in stats]).mean().item() for k in stats[0]}
     self.stats['baseline'] = float(self.reinforce.baseline.value)
     self.theta_seconds += clock(self.dls.device)-start
+
+@patch
+@contextmanager
+def at_omega(self:SearchCallback,
+             i): # Which of the kept ω, modulo their number; -1 is the last
+    "The network with an ω of an earlier epoch; afterwards the last one is back."
+    i = i%(len(self.earlier)+1)
+    if i==len(self.earlier): yield; return
+    last = _copy(self.model.net)
+    self.model.net.load_state_dict(self.earlier[i])
+    try: yield
+    finally: self.model.net.load_state_dict(last)
 
 @patch
 def _bar(self:SearchCallback, o):
@@ -174,29 +226,34 @@ def _autocast(self:SearchCallback):
 
 # %% ../nbs/12_search.ipynb #045e3671
 class ChildCallback(OwnEvents):
-    "The half of ENAS that trains ω: each batch runs an architecture of the policy."
-    def __init__(self): self.in_epoch = False
+    "The half of ENAS that trains ω: each batch runs another architecture."
+    def __init__(self): self.in_epoch, self.queue = False, []
     def before_fit(self): self.in_epoch, self.model.path = False, None
     def before_train(self):
-        self.in_epoch, self.queue = True, self.search.paths('path', len(self.dls.train))
+        self.in_epoch, self.queue = True, self.search.omega_paths(len(self.dls.train))
     def before_validate(self):
-        if self.in_epoch: self.queue = self.search.paths('valid', len(self.dl))
-        else: _check_batch(self.dl, self.model.net)
+        if not self.in_epoch: _check_batch(self.dl, self.model)
+        fresh = self.in_epoch or self.model.arch is None
+        self.queue = self.search.paths('valid', len(self.dl)) if fresh else []
     def before_batch(self):
-        if self.in_epoch: self.model.path = self.queue[self.iter]
+        if self.queue: self.model.path = self.queue[self.iter]
     def after_step(self):
         for p in with_grad(self.opt): p.grad = None # another path shall not find them
     def after_batch(self): self.model.path = None
     def after_epoch(self): self.in_epoch, self.model.path = False, None
     def after_fit(self): self.in_epoch, self.model.path = False, None
 
-def _check_batch(dl, net):
-    "Refuse to run a single image through batch norm that needs others."
-    if getattr(dl, 'n', None)==1 and getattr(net, 'bn_eval', '')=='batch':
+def _check_batch(dl, model):
+    "Refuse a single image where no architecture is derived, or batch norm needs others."
+    if getattr(dl, 'n', None)!=1: return
+    if model.arch is None:
+        raise ValueError('which architecture shall predict? `learn.derive()` finds one and '
+                         'sets `learn.model.arch`')
+    if getattr(model.net, 'bn_eval', '')=='batch':
         raise ValueError('a shared network normalises by the statistics of a batch, '
                          'and one image has none: '
                          'retrain the architecture with `arch_learner`, '
-                         "or search with bn_eval='running'")
+                         "or search with bn_eval='recalibrated'")
 
 # %% ../nbs/12_search.ipynb #b101be8d
 class RepeatCallback(Callback):
@@ -294,39 +351,125 @@ def search_learner(
     learn = Learner(dls, model, metrics=[*L(metrics), *values],
                     cbs=[search, ChildCallback(), RepeatCallback(), *parts, *L(cbs)],
                     **dict(splitter=omega) | learner_args(part, task, loss_func) | learner)
-    learn.part = part
+    learn.part, model.like = part, (task.n_in, n_out or task.n_out)
+    if getattr(net, 'bn_eval', None)=='recalibrated': net.calibrate(_riders(learn.dls.train))
     return learn
+
+def _riders(dl, n=256):
+    "Training images whose statistics a recalibrated network evaluates with."
+    return random_batch(dl, min(n, len(dl.dataset)), rng(0, 'calibration'))[0].as_subclass(Tensor)
+
+# %% ../nbs/12_search.ipynb #6e0a11e1
+def _pieces(metric, size=50):
+    "A metric of predictions, as one of every `size` items of them: [n/size]."
+    def each(pred, targ): return torch.stack([metric(p, t) for p,t in
+                                              zip(pred.split(size), targ.split(size))])
+    return each
+
+@patch
+def _metric(self:Learner, metric):
+    "The function that is meant, and whether it is a mean over images."
+    named = (TextTask if self.part.task=='text' else ImageTask).scores
+    if metric is None: metric = self.search.reward
+    if isinstance(metric, str):
+        if metric not in named:
+            raise ValueError(f"metric is {metric!r}, allowed are a function of (predictions, "
+                             f"targets), {', '.join(map(repr, named))}")
+        metric = named[metric]
+    return metric, self.part.task=='images' and metric in named.values()
+
+@patch
+def _scores(self:Learner, archs, metric, batches):
+    "What pieces of data say of each architecture, a mean over the kept ω: [n, pieces]; their sizes."
+    cb, (metric, mean) = self.search, self._metric(metric)
+    if mean: metric = _pieces(metric)
+    self.model.to(self.dls.device)
+    parts, sizes = [], []
+    for b in batches:
+        every = []
+        for i in range(len(cb.earlier)+1):
+            with cb.at_omega(i): every.append(score_batch(self.model.net, archs, b, metric,
+                                                          cb._autocast()))
+        parts.append(sum(every)/len(every))
+        sizes += [len(o) for o in b[-1].split(50)] if mean else [len(b[-1])]
+    return (torch.cat([o.view(len(archs), -1) for o in parts], 1),
+            torch.tensor(sizes, device=parts[0].device, dtype=torch.float))
 
 # %% ../nbs/12_search.ipynb #00000022
 @patch
 def score_archs(self:Learner,
                 archs, # `Arch`s of the space of this search
                 dl=None, # Images to score on; the `select` half of the validation set by default
+                metric=None, # `'accuracy'`, `'loss'`, or a function as `reward`; the search's own
+                bs=None, # Items of a batch; the preset's `reward_bs`, or those of `dl`
                ):
-    "Each architecture's reward with the shared weights, averaged over all of `dl`: a tensor [n]."
-    cb, dl = self.search, self.dls.valid if dl is None else dl
-    self.model.to(self.dls.device)
-    parts = [(score_batch(self.model.net, archs, b, cb.reward, cb._autocast()), len(b[-1]))
-             for b in dl]
-    return sum(s*n for s,n in parts)/sum(n for _,n in parts)
+    """Each architecture's score with the shared weights, the mean over `dl`: a tensor [n].
 
+    The more the better: of a loss it is minus the loss."""
+    scores, sizes = self._scores(archs, metric, self._score_dl(dl, bs))
+    return scores@sizes/sizes.sum()
+
+@patch
+def _score_dl(self:Learner, dl=None, bs=None):
+    "Where architectures are scored, in batches of the right size."
+    dl, bs = self.dls.valid if dl is None else dl, bs or self.part.reward_bs
+    return dl.new(bs=bs) if bs and bs!=dl.bs else dl
+
+# %% ../nbs/12_search.ipynb #6e0a11e2
+def _merit(scores, terms):
+    "What is compared: scores [..., n], or their ranks and a term for size."
+    if terms is None: return scores
+    return scores.argsort(-1).argsort(-1)/max(1, scores.shape[-1]-1) + terms
+
+def _how_sure(i, scores, sizes, terms, generator, n=1000):
+    "How probable is it that architecture `i` is the best? By resampled pieces (bootstrap)."
+    k = len(sizes)
+    if k<2: return float('nan')
+    draws = torch.randint(k, (n, k), generator=generator, device=sizes.device)
+    weights = sizes*torch.zeros(n, k, device=sizes.device).scatter_add_(
+        1, draws, torch.ones(n, k, device=sizes.device))
+    means = weights@scores.T/weights.sum(1, keepdim=True) # [n, architectures]
+    return (_merit(means, terms).argmax(1)==i).float().mean().item()
+
+@patch
+def _size_terms(self:Learner, archs, size):
+    "The ranks of their final networks by parameters, from 0 to `size`; None without a weight."
+    if not size: return None
+    n_in, n_out = self.model.like
+    params = torch.tensor([float(sum(count_params(o, n_in, n_out))) for o in archs])
+    return size*_merit(params, torch.zeros(1)).to(self.dls.device)
+
+# %% ../nbs/12_search.ipynb #6e0a11e3
 class Derived(Arch):
-    "The best of several architectures, and the `scores` of all."
-    def __init__(self, arch, scores):
+    "The best of several architectures, and the `scores` of those that were compared with it."
+    def __init__(self, arch, scores, sure):
         super().__init__(arch.space, arch.code)
         object.__setattr__(self, 'scores', scores) # pairs (`Arch`, score), the best first
+        object.__setattr__(self, 'sure', sure) # how probable is it that no other one is better?
 
 @patch
 def derive(self:Learner,
            n=10, # How many architectures are sampled; equal ones are scored once
+           finalists=20, # Of more than these, one batch chooses those that all data compare
+           size=0., # Weight of the rank by parameters; see the warning in its chapter
           )->Derived:
     """Sample architectures from the policy, score them on the same images (paper, 2.2).
-    Returns the best, with all the scores."""
-    if n<1: raise ValueError(f'n is {n}, allowed is 1 or more')
-    archs  = list(dict.fromkeys(self.search.paths('derive', n)))
-    scores = self.score_archs(archs).tolist()
-    ranked = sorted(zip(archs, scores), key=lambda o: -o[1])
-    return Derived(ranked[0][0], ranked)
+    Returns the best and sets `learn.model.arch`."""
+    for k,v in dict(n=n, finalists=finalists).items():
+        if v<1: raise ValueError(f'{k} is {v}, allowed is 1 or more')
+    archs = list(dict.fromkeys(self.search.paths('derive', n)))
+    dl, cb = self._score_dl(), self.search
+    if len(archs)>finalists:
+        few = random_batch(dl, min(dl.bs, len(dl.dataset)), cb.generator('few'))
+        scores, sizes = self._scores(archs, None, [few])
+        order = _merit(scores@sizes, self._size_terms(archs, size)).argsort(descending=True)
+        archs = [archs[i] for i in order[:finalists].tolist()]
+    scores, sizes = self._scores(archs, None, dl)
+    total, terms = scores@sizes/sizes.sum(), self._size_terms(archs, size)
+    order = _merit(total, terms).argsort(descending=True).tolist()
+    self.model.arch = archs[order[0]]
+    return Derived(archs[order[0]], [(archs[i], total[i].item()) for i in order],
+                   _how_sure(order[0], scores, sizes, terms, cb.generator('sure')))
 
 # %% ../nbs/12_search.ipynb #0000002f
 @patch

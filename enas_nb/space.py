@@ -282,6 +282,17 @@ def random(self:SearchSpace,
     rng = np.random.default_rng(seed)
     return np.stack([rng.integers(0, o.choices, size=n) for o,_ in self.slots], 1)
 
+# %% ../nbs/01_space.ipynb #6e0a11d5
+@patch
+def fair(self:SearchSpace,
+         n=1,    # How many architectures
+         seed=0, # An int or a numpy `Generator`
+        ):
+    "`n` random encodings, the choices of each decision equally often: an int array [`n`, `length`]."
+    rng = np.random.default_rng(seed)
+    def column(k): return np.concatenate([rng.permutation(k) for _ in range(-(-n//k))])[:n]
+    return np.stack([column(o.choices) for o,_ in self.slots], 1)
+
 # %% ../nbs/01_space.ipynb #00000014
 @dataclass(frozen=True, repr=False, eq=False)
 class Arch:

@@ -32,7 +32,7 @@ from fastai.torch_core import TitledStr,default_device,display_df
 from . import __version__
 from .space import write_file
 from .memory import rng
-from .reinforce import ppl_reward
+from .reinforce import loss_reward,ppl_reward
 from .data import ImageTask,Measure,Task
 from .fused import WordLoss
 
@@ -464,6 +464,7 @@ class TextTask(Task):
     name    = 'text'
     measure = Measure('perplexity', 'words', '{:.1f}', 'nats a word', 1, 3,
                       lambda a,b: math.log(b/a), min)
+    scores  = dict(loss=loss_reward)
     @classmethod
     def reads(cls, x, # inputs of a batch
               dls):   # the `DataLoaders` that it came from

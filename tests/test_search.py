@@ -140,18 +140,23 @@ def test_validation_in_fit_takes_a_fresh_sample(make):
         assert learn.model.path is None
     assert res[0]==res[1] # whatever the training took
 
-def test_outside_fit_the_arch_or_the_mode(make):
+def test_outside_fit_the_arch_or_samples(make):
     ev = Events()
-    learn = make(cbs=ev)
+    learn = make(cbs=ev, bs=30)
     with learn.no_bar():
         learn.fit(1)
         arch = SPACE.parse('5 0 1 2 1 0')
-        assert arch != learn.model.mode()
-        for arch in (None, arch, None):
-            learn.model.arch, ev.archs = arch, []
-            want = arch or learn.model.mode()
+        for want in (arch, None):
+            learn.model.arch, ev.archs = want, []
             learn.validate(); learn.get_preds(); learn.show_results(max_n=2); learn.model.eval()(learn.dls.one_batch()[0])
-            assert set(archs(ev, 'valid')) == {want} and learn.model.net.arch == want
+            seen = archs(ev, 'valid')
+            if want: assert set(seen)=={want} and learn.model.net.arch==want
+            else: # each batch takes a sample of the policy, the mode is nowhere an answer
+                assert len(set(seen))>1 and learn.model.path is None
+                first, ev.archs = seen, []
+                learn.validate(); learn.get_preds()
+                assert archs(ev, 'valid')[:2]==first[:2] # the same ones as long as θ stays
+        assert not hasattr(learn.model, 'mode')
 
 class Stop(Callback):
     "Ctrl-C in the middle of an epoch's training, validation or θ."
@@ -246,14 +251,17 @@ def test_predict_needs_running_statistics(make):
     x = learn.dls.valid.dataset.tensors[0][0]
     with learn.no_bar():
         learn.fit(1)
+        learn.derive(2)
         with pytest.raises(ValueError, match='bn_eval') as e: learn.predict(x)
         assert '\n' not in str(e.value).split(':\n\t')[-1] # fastai puts a line before it that says in which callback
         learn.validate() # and nothing is broken
-    learn = make(bn_eval='running')
-    with learn.no_bar():
-        learn.fit(1)
-        label, i, probs = learn.predict(x)
-    assert label==str(i.item())==str(probs.argmax().item()) and len(probs)==10
+    for bn_eval in ('running', 'recalibrated'):
+        learn = make(bn_eval=bn_eval)
+        with learn.no_bar():
+            learn.fit(1)
+            learn.derive(2)
+            label, i, probs = learn.predict(x)
+        assert label==str(i.item())==str(probs.argmax().item()) and len(probs)==10
 
 def test_save_and_load(make):
     learn = make()
@@ -279,8 +287,13 @@ def test_export(make, given):
     loaded = load_learner(file)
     assert loaded.search.reward_dl is None and same(state(loaded), state(learn))
     x = data[1][0]
-    with loaded.no_bar(), learn.no_bar(): a, b = loaded.predict(x), learn.predict(x)
-    assert torch.allclose(a[2], b[2], atol=1e-6) and loaded.model.net.arch == (arch or learn.model.mode())
+    with loaded.no_bar(), learn.no_bar():
+        if not given:
+            for o in (loaded, learn):
+                with pytest.raises(ValueError, match='which architecture shall predict'): o.predict(x)
+            return
+        a, b = loaded.predict(x), learn.predict(x)
+    assert torch.allclose(a[2], b[2], atol=1e-6) and loaded.model.net.arch==arch
     with learn.no_bar(): learn.fit(1)
 
 def test_csv_logger(make):
@@ -506,7 +519,7 @@ def test_derive(make):
     archs, scores = zip(*best.scores)
     assert isinstance(best, Derived) and isinstance(best, Arch) and best==archs[0] and len(set(archs))==len(archs)<=8
     assert list(scores)==sorted(scores, reverse=True) and all(0<=o<=1 for o in scores)
-    assert set(seen)==set(archs) and learn.model.net.arch in (None, arch, learn.model.mode()) and learn.model.arch==arch
+    assert set(seen)==set(archs) and learn.model.arch==best and 0<best.sure<=1
     first = torch.cat(seen[best])
     assert all(torch.equal(torch.cat(o), first) for o in seen.values()) # the same images for all: `select`, once
     assert images(learn.dls.valid).total()==len(first)

@@ -65,6 +65,6 @@ def test_the_designs_lines_fit_their_signatures():
     d = run('''
 dls   = cifar10_dls(bs=160, n_train=500, n_valid=200)
 learn = search_learner(dls, MicroSpace(), n_layers=6, width=20, metrics=accuracy)
-arch  = learn.model.mode()
+arch  = learn.model.sample()
 final = arch_learner(dls, arch, n_layers=18, width=36, drop_path=.4, cutout=16, metrics=accuracy)''')
     assert d['learn'].model.net.n_layers==6 and d['final'].model.n_layers==18
