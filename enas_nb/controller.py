@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from .space import SearchSpace, Step
-from .presets import ControllerPreset, general
+from .presets import ControllerPreset, robust
 
 # %% ../nbs/03_controller.ipynb #0000000b
 class Decision(NamedTuple):
@@ -53,7 +53,7 @@ class Controller(nn.Module):
         preset:ControllerPreset=None, # Sizes and constants; the space's default preset's by default
     ):
         super().__init__()
-        if preset is None: preset = next(iter(space.presets.values()), general['images']).controller
+        if preset is None: preset = next(iter(space.presets.values()), robust['images']).controller
         self.space, self.preset = space, preset
         H, n = preset.hidden, len(space.ops)
         self.lstm   = nn.ModuleList([nn.LSTMCell(H, H, bias=False) for _ in range(preset.n_lstm)])

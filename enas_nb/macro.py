@@ -17,7 +17,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 from .space import Arch, Op, SearchSpace, Step, make_graph
-from .presets import paper, released
+from .presets import paper, released, robust
 from .layers import (FactorizedReduction, Head, PathNet, batch_norm, conv, pool,
                             relu_conv_bn, sep_conv)
 
@@ -80,7 +80,7 @@ class MacroSpace(SearchSpace):
     name: ClassVar[str] = 'macro'
     n_layers: int = 12     # The authors' `num_layers`
     ops: tuple = macro_ops # Any of these by name, or your own rows; an op's integer is its place
-    presets = dict(released=released['macro'], paper=paper['macro'])
+    presets = dict(robust=robust['macro'], released=released['macro'], paper=paper['macro'])
 
     def decisions(self):
         for i in range(self.n_layers):

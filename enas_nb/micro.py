@@ -17,7 +17,7 @@ import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 from .space import Arch, Op, SearchSpace, Step, loose_ends, make_graph
-from .presets import paper, released
+from .presets import paper, released, robust
 from .layers import (AuxHead, FactorizedReduction, Head, PathNet, batch_norm, conv,
                             drop_path, pool, relu_conv_bn, sep_stack)
 
@@ -55,7 +55,7 @@ class MicroSpace(SearchSpace):
         default=10., compare=False)
     sep_prior: float = field( # Fixed ±logit for and against them in the normal cell; 0 favours none
         default=.25, compare=False)
-    presets = dict(released=released['micro'], paper=paper['micro'])
+    presets = dict(robust=robust['micro'], released=released['micro'], paper=paper['micro'])
     rail = False
 
     @property

@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from . import data, text
 from .space import SearchSpace
-from .presets import Preset, enas_lm, paper, released
+from .presets import Preset, enas_lm, paper, released, robust
 from .published import heads, published
 from .macro import MacroSpace
 from .micro import MicroSpace
@@ -114,37 +114,30 @@ def search_net(self:Recipe,
                                  **self.space.sizes(self.preset.search) | self.sizes)
 
 # %% ../nbs/16_recipes.ipynb #00000006
-_quick = dict(lr=2e-3, betas=(.9,.999), eps=1e-8, tanh_constant=2.5, temperature=1.,
-              op_tanh_reduce=1., grad_clip=1., baseline='leave-one-out', skip_weight=0., n_archs=5)
+def _small(name, space, steps, search, final):
+    "The preset `robust` with the sizes of a search of minutes."
+    return replace(robust[space].override(controller=dict(steps=steps), search=search,
+                                          final=final), name=name)
 
-def _small(name, space, controller, search, final):
-    "A released preset with what a search of minutes needs."
-    search = dict(same_valid=False) | search
-    return replace(released[space].override(controller=_quick | controller, search=search,
-                                            final=final), name=name)
-
-def _small_image(name, space, controller, search, final):
-    both = dict(n_cycles=1, l2=1e-4, lr_max=.1, lr_min=0., clip=5.)
-    return _small(name, space, controller, dict(bn_eval='batch', bs=128) | both | search,
-                  dict(dropout=.1, all_train=False) | both | final)
+def _small_image(name, space, steps, search, final):
+    short = dict(n_cycles=1, l2=1e-4, lr_max=.1, lr_min=0., clip=5., dropout=.1, all_train=False)
+    return _small(name, space, steps, dict(bs=128) | search, short | final)
 
 def _small_macro(name, steps, search, final): # Both networks have the 6 layers of the space
     search, final = dict(n_layers=6) | search, dict(n_layers=6, sep='separable') | final
-    return _small_image(name, 'macro', dict(steps=steps), search, final)
+    return _small_image(name, 'macro', steps, search, final)
 
-def _small_micro(name, steps, warmup, search, final):
+def _small_micro(name, steps, search, final):
     # No auxiliary head: the images are too small for it
     none = dict(aux_weight=0.)
     final = none | dict(drop_path=0.) | final
-    return _small_image(name, 'micro', dict(steps=steps, warmup=warmup), none | search, final)
+    return _small_image(name, 'micro', steps, none | search, final)
 
 def _small_text(name, steps, search, final):
     # A matrix per pair of nodes, Adam, little dropout: there are few steps
-    both = dict(layout='paper', opt='adam', sched='one-cycle', time_sum=False, l2=0., init=.15,
-                bs=20, clip=.25, embed_p=0., input_p=.1, hidden_p=0., output_p=.1, beta=0.)
-    search = both | dict(bn=None, bn_eval=None, carry=False, lr=1e-2) | search
-    return _small(name, 'recurrent', dict(steps=steps, warmup=1), search,
-                  both | dict(lr=2e-2) | final)
+    few = dict(layout='paper', opt='adam', sched='one-cycle', time_sum=False, l2=0., init=.15,
+               bs=20, clip=.25, embed_p=0., input_p=.1, hidden_p=0., output_p=.1, beta=0., lr=2e-2)
+    return _small(name, 'recurrent', steps, search, few | final)
 
 # %% ../nbs/16_recipes.ipynb #00000007
 def _recipe(name, data, data_args, space, preset, sizes=None, **counts):
@@ -158,34 +151,34 @@ _text = dict(n_derive=10, n_look=12, lstm=True)
 
 recipes = {o.name: o for o in [
     _recipe('digits-macro', 'digits_dls', dict(bs=64), MacroSpace(6),
-        _small_macro('digits-macro', 15, dict(width=12, T_0=12),
+        _small_macro('digits-macro', 17, dict(width=12, T_0=12),
                      dict(width=8, T_0=14, dropout=.3, bs=64)), **_three),
     _recipe('digits-micro', 'digits_dls', dict(bs=64), MicroSpace(4, **_unbiased),
-        _small_micro('digits-micro', 15, 12, dict(width=8, n_layers=3, T_0=24),
+        _small_micro('digits-micro', 8, dict(width=8, n_layers=3, T_0=24),
                      dict(width=8, n_layers=3, T_0=12, bs=64)), **_three),
     _recipe('fashion-macro', 'fashion_dls', dict(bs=128, n_train=10_000), MacroSpace(6),
-        _small_macro('fashion-macro', 20, dict(width=16, T_0=12),
+        _small_macro('fashion-macro', 17, dict(width=16, T_0=12),
                      dict(width=10, T_0=8, bs=128)), _half),
     _recipe('cifar10-macro-small', 'cifar10_dls', dict(bs=128, n_train=20_000), MacroSpace(6),
-        _small_macro('cifar10-macro-small', 20, dict(width=16, T_0=12),
+        _small_macro('cifar10-macro-small', 17, dict(width=16, T_0=12),
                      dict(width=10, T_0=6, bs=128)), _half, **_three),
     _recipe('cifar10-micro-small', 'cifar10_dls', dict(bs=128, n_train=10_000),
         MicroSpace(5, **_unbiased),
-        _small_micro('cifar10-micro-small', 10, 8, dict(width=8, n_layers=3, T_0=16),
+        _small_micro('cifar10-micro-small', 12, dict(width=8, n_layers=3, T_0=16),
                      dict(width=8, n_layers=3, T_0=6, bs=128)), _half, **_three),
     _recipe('text-small', 'docs_dls', dict(bs=20, n_train=80_000, max_vocab=2_000),
         RecurrentSpace(8),
-        _small_text('text-small', 20, dict(width=64, epochs=6), dict(width=64, epochs=6)),
+        _small_text('text-small', 17, dict(width=64, epochs=12), dict(width=64, epochs=6)),
         **_text, **_three),
     _recipe('ptb-small', 'ptb_dls', dict(bs=20, n_train=300_000), RecurrentSpace(8),
-        _small_text('ptb-small', 30, dict(width=64, epochs=6), dict(width=100, epochs=4)),
+        _small_text('ptb-small', 17, dict(width=64, epochs=12), dict(width=100, epochs=4)),
         **_text, **_three)]}
 
 # %% ../nbs/16_recipes.ipynb #338bce69
 def _full(space, **final):
-    "The released preset with the paper's number of layers and a clipped gradient."
-    final = dict(n_layers=paper[space].final.n_layers, clip=5.) | final
-    return released[space].override(search=dict(clip=5.), final=final)
+    "The preset `robust`; the final network has the paper's number of layers, its gradient a clip."
+    return robust[space].override(search=dict(T_0=100), controller=dict(steps=2),
+        final=dict(n_layers=paper[space].final.n_layers, clip=5.) | final)
 
 _later = published['enas-lm'].arch.space
 recipes |= {o.name: o for o in [
@@ -198,6 +191,7 @@ recipes |= {o.name: o for o in [
     _recipe('cifar10-macro-wide', 'cifar10_dls', dict(bs=128), MacroSpace(12),
             _full('macro', width=128), n_children=3),
     _recipe('ptb', 'ptb_dls', dict(bs=20), RecurrentSpace(12),
-            released['recurrent'], lstm=True, n_children=2, n_random=2),
+            robust['recurrent'].override(search=dict(epochs=100), controller=dict(steps=2)),
+            lstm=True, n_children=2, n_random=2),
     _recipe('ptb-lm', 'ptb_dls', dict(bs=128), _later,
             enas_lm['recurrent'], lstm=True, n_children=2, n_random=2)]}

@@ -14,7 +14,7 @@ import torch, torch.nn.functional as F
 from fastcore.basics import noop, patch
 from torch import nn
 from .space import Arch, Op, SearchSpace, Step, loose_ends, make_graph
-from .presets import enas_lm, paper, released
+from .presets import enas_lm, paper, released, robust
 from .fused import cell_fused, decode, fused_ops
 
 # %% ../nbs/10_recurrent.ipynb #00000005
@@ -32,8 +32,8 @@ class RecurrentSpace(SearchSpace):
                   Op('relu', torch.relu, color='#d55e00'), Op('identity', noop, color='#5b6472'),
                   Op('sigmoid', torch.sigmoid, color='#009e73'))
     tanh_first: bool = False # Does a fixed tanh node 0 come before the `n_nodes` nodes (`enas_lm`)?
-    presets = dict(released=released['recurrent'], paper=paper['recurrent'],
-                   enas_lm=enas_lm['recurrent'])
+    presets = dict(robust=robust['recurrent'], released=released['recurrent'],
+                   paper=paper['recurrent'], enas_lm=enas_lm['recurrent'])
     rail, task = False, 'text'
 
     def __post_init__(self):

@@ -21,7 +21,7 @@ from fastai.metrics import accuracy
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
 from .space import Arch, SearchSpace
-from .presets import Preset, general, who_trains
+from .presets import Preset, robust, who_trains
 from .controller import Controller
 from .reinforce import Reinforce
 from .memory import MemoryDL, keep_random, random_batch, rng
@@ -166,6 +166,14 @@ def paths(self:SearchCallback,
     return self.model.controller.space.archs(codes)
 
 @patch
+def value(self:SearchCallback,
+          name, # `'reward'`, `'entropy'` or `'baseline'`
+         ):
+    "The last mean of θ's steps; nan before the first."
+    return self.stats.get(name, float('nan'))
+
+# %% ../nbs/12_search.ipynb #6e0a11f2
+@patch
 def omega_paths(self:SearchCallback,
                 n)->list: # How many
     "`n` architectures whose paths train ω in this epoch: the policy's, random or fair ones."
@@ -174,13 +182,6 @@ def omega_paths(self:SearchCallback,
     if who=='policy': return self.paths('path', n)
     seed = rng(self.seed, 'path', self.trained).initial_seed()
     return space.archs((space.fair if who=='fair' else space.random)(n, seed))
-
-@patch
-def value(self:SearchCallback,
-          name, # `'reward'`, `'entropy'` or `'baseline'`
-         ):
-    "The last mean of θ's steps; nan before the first."
-    return self.stats.get(name, float('nan'))
 
 # %% ../nbs/12_search.ipynb #9fcbc64f
 @patch
@@ -271,11 +272,11 @@ class RepeatCallback(Callback):
 
 # %% ../nbs/12_search.ipynb #b7f99e2d
 def pick_preset(preset, # A `Preset`, the name of one of the space's, or None for its default
-                space, # The space that it is for; one without presets gets the general one
+                space, # The space that it is for; one without presets gets `robust`
                 task='images', # Name of the task: `'images'` or `'text'`
                )->Preset:
     "The preset that is meant; `ValueError` for an unknown name, or a preset of another task."
-    named = space.presets or {general[task].name: general[task]}
+    named = space.presets or {robust[task].name: robust[task]}
     if preset is None: preset = next(iter(named.values()))
     if isinstance(preset, str): preset = named.get(preset, preset)
     if not isinstance(preset, Preset):

@@ -171,7 +171,7 @@ class SearchSpace:
     classes = {}   # every space that is defined, by name; a cell that runs again replaces its class
     ops = ()       # its `Op`s, in the order of the policy's integers
     op_bias = None # initial values of a learned bias on the op logits, where its policy has one
-    presets = {}   # its presets by name, the default first; a space without any gets a general one
+    presets = {}   # its presets by name, the default first; a space without any gets `robust`
     rail = True    # is an architecture drawn as a row of stations? Otherwise as cards in columns
     task = 'images'# what its networks read: `'images'` or `'text'`
     pools = ()     # layers after which its networks halve their images, for the picture of a run

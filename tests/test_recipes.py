@@ -11,7 +11,7 @@ from enas_nb.cost import count_params, estimate, multiply_adds
 from enas_nb.data import images_dls
 from enas_nb.draw import draw
 from enas_nb.macro import MacroSpace
-from enas_nb.presets import general, n_epochs
+from enas_nb.presets import robust, n_epochs
 from enas_nb.published import heads, published
 from enas_nb.experiment import lstm_lm, retrain, run_recipe
 from enas_nb.recipes import Recipe, recipes
@@ -181,7 +181,7 @@ class TwoStack(SearchSpace):
     def final_net(self, arch, n_in, n_out, width): return StackNet([[op] for _,op in arch.nodes], n_in, n_out, width, arch)
 
 def test_a_recipe_runs_a_space_of_ones_own(tmp_path):
-    preset = general['images'].override(controller=dict(steps=2))
+    preset = robust['images'].override(controller=dict(steps=2))
     mine = Recipe('mine', 'My own', 'digits_dls', dict(bs=64), TwoStack(), preset, dict(width=5), 3, 3, 2, 2).with_epochs(2)
     result, history, arch = run_recipe(mine, log=lambda o: None)
     of = {str(a): count_params(a, 1, 10, width=5)[0] for a in mine.space.archs(torch.tensor([(0,0), (0,1), (1,0), (1,1)]))}

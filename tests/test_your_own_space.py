@@ -11,7 +11,7 @@ from torch import nn
 
 import enas_nb.all as everything
 from enas_nb.all import (MacroSpace, MicroSpace, Op, Recipe, SearchSpace, arch_from_json, arch_learner, batch_norm, conv, digits_dls, draw,
-    final_conv, general, load_arch, open_test, report, run_recipe, search_learner, shared_conv)
+    final_conv, robust, load_arch, open_test, report, run_recipe, search_learner, shared_conv)
 
 TUTORIAL = Path(__file__).parents[1]/'nbs'/'tutorials'/'05_your_own_space.ipynb'
 MARGIN   = .3 # of accuracy above chance, 0.1, after a short retraining
@@ -51,12 +51,12 @@ def quiet(learn, epochs, **kwargs):
 def accuracy_after(dls, arch, epochs, **sizes):
     "On test images, retrained."
     torch.manual_seed(0)
-    learn = quiet(arch_learner(dls, arch, preset=general['images'], **sizes), epochs)
+    learn = quiet(arch_learner(dls, arch, preset=robust['images'], **sizes), epochs)
     with learn.no_bar(): return learn.validate(dl=open_test(dls))[1]
 
 def changed_by_an_epoch(dls, arch, **sizes):
     "Names of ω's parameters that an epoch changes in which only `arch` is trained, and of all."
-    still = general['images'].override(controller=dict(steps=0))
+    still = robust['images'].override(controller=dict(steps=0))
     learn = search_learner(dls, arch.space, preset=still, **sizes)
     learn.search.paths = lambda role, n: [arch]*n
     before = {k: o.clone() for k,o in learn.model.net.named_parameters()}
@@ -145,7 +145,7 @@ def test_without_its_class(found):
     assert '\n' not in str(e.value)
 
 def test_recipe_and_report(space):
-    preset = general['images'].override(search=dict(T_0=1), final=dict(T_0=1), controller=dict(steps=5))
+    preset = robust['images'].override(search=dict(T_0=1), final=dict(T_0=1), controller=dict(steps=5))
     recipe = Recipe('own', 'A space of my own', 'digits_dls', dict(bs=64), space, preset, sizes=dict(width=4, n_cells=1), n_derive=3,
                     n_look=3, n_children=1, n_random=1)
     result, history, arch = run_recipe(recipe, log=lambda o: None)
@@ -182,7 +182,7 @@ def test_op_trains(make, code, other, sizes, dls):
 @own_ops
 def test_op_is_searched(make, code, other, sizes, dls):
     torch.manual_seed(0)
-    preset = general['images'].override(controller=dict(steps=5))
+    preset = robust['images'].override(controller=dict(steps=5))
     learn = quiet(search_learner(dls, make(), preset=preset, **sizes), 1)
     codes = learn.model.controller.sample(50, torch.Generator().manual_seed(0)).codes
     assert sum(make.__name__ in str(o.nodes) for o in make().archs(codes)) > 10
