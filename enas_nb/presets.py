@@ -35,6 +35,10 @@ class ControllerPreset:
     steps: int             # updates of θ per epoch
     n_archs: int           # architectures per update
     warmup: int            # epochs of ω before θ moves
+    # what moves θ: an architecture's `'reward'`, or its `'rank'` within the step
+    credit: str = 'reward'
+    # weight of the entropy itself in the loss at θ's first step; it falls to 0 at the last
+    bonus: float = 0.
 
 # %% ../nbs/appendix/presets.ipynb #00000008
 class Training:
