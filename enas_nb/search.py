@@ -190,15 +190,18 @@ def train_theta(self:SearchCallback):
     part, theta, start = self.preset.search, self.preset.controller, clock(self.dls.device)
     size = min(part.reward_bs or part.bs, len(self.reward_dl.dataset))
     net, space, stats = self.model.net, self.model.controller.space, []
-    n, past = (theta.n_steps(self.n_epoch), 0) if theta.warmup is None else (theta.steps, self.epoch)
+    whole = theta.warmup is None # θ's whole training, at the end
+    n = theta.n_steps(self.n_epoch) if whole else theta.steps
     with evaluates(net):
         for i in self._bar(range(n)):
             # made on the device
             batch = random_batch(self.reward_dl, size, self.generator('reward', i))
             score = lambda codes: score_batch(net, space.archs(codes), batch, self.reward,
                                               self._autocast())
-            done = (past+i/n)/(1 if theta.warmup is None else self.n_epoch)
-            with self.at_omega(i): stats.append(self.reinforce.step(score, self.generator('theta', i)))
+            done = i/n if whole else (self.epoch+i/n)/self.n_epoch
+            with self.at_omega(i):
+                stats.append(self.reinforce.step(score, self.generator('theta', i), done))
+    if whole: stats = stats[-n//10:] # the mean of the last ones
     if stats: self.stats = {k: torch.stack([o[k] for o in stats]).mean().item() for k in stats[0]}
     self.stats['baseline'] = float(self.reinforce.baseline.value)
     self.theta_seconds += clock(self.dls.device)-start
