@@ -10,9 +10,11 @@ __all__ = ['evaluates', 'score_batch', 'Supernet', 'omega', 'SearchCallback', 'C
 
 # %% ../nbs/12_search.ipynb #00000006
 import inspect, math, warnings
+from itertools import combinations
 from contextlib import contextmanager, nullcontext
 from functools import partial
-import torch
+import numpy as np, torch
+from scipy.stats import kendalltau
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastai.callback.core import Callback
@@ -384,7 +386,7 @@ def _metric(self:Learner, metric):
 
 @patch
 def _scores(self:Learner, archs, metric, batches):
-    "What pieces of data say of each architecture, a mean over the kept ω: [n, pieces]; their sizes."
+    "What pieces of data say of each architecture by each kept ω, [ω, n, pieces]; their sizes."
     cb, (metric, mean) = self.search, self._metric(metric)
     if mean: metric = _pieces(metric)
     self.model.to(self.dls.device)
@@ -394,10 +396,9 @@ def _scores(self:Learner, archs, metric, batches):
         for i in range(len(cb.earlier)+1):
             with cb.at_omega(i): every.append(score_batch(self.model.net, archs, b, metric,
                                                           cb._autocast()))
-        parts.append(sum(every)/len(every))
+        parts.append(torch.stack(every).view(len(every), len(archs), -1))
         sizes += [len(o) for o in b[-1].split(50)] if mean else [len(b[-1])]
-    return (torch.cat([o.view(len(archs), -1) for o in parts], 1),
-            torch.tensor(sizes, device=parts[0].device, dtype=torch.float))
+    return torch.cat(parts, -1), torch.tensor(sizes, device=parts[0].device, dtype=torch.float)
 
 # %% ../nbs/12_search.ipynb #00000022
 @patch
@@ -411,13 +412,34 @@ def score_archs(self:Learner,
 
     The more the better: of a loss it is minus the loss."""
     scores, sizes = self._scores(archs, metric, self._score_dl(dl, bs))
-    return scores@sizes/sizes.sum()
+    return scores.mean(0)@sizes/sizes.sum()
 
 @patch
 def _score_dl(self:Learner, dl=None, bs=None):
-    "Where architectures are scored, in batches of the right size."
-    dl, bs = self.dls.valid if dl is None else dl, bs or self.part.reward_bs
-    return dl.new(bs=bs) if bs and bs!=dl.bs else dl
+    "Where architectures are scored, in batches of the right size; images in random order."
+    bs = bs or self.part.reward_bs
+    if dl is None: dl = self.dls.valid
+    elif isinstance(dl, MemoryDL) and self.part.task=='images': # else a batch might be of one class
+        order = torch.randperm(len(dl.dataset), generator=rng(0, 'score'))
+        dl = dl.new(dl.dataset.subset(order), shuffle=False, drop_last=False)
+    return dl.new(bs=bs) if bs and hasattr(dl, 'new') and bs!=dl.bs else dl
+
+@patch
+def agreement(self:Learner,
+              n=20, # How many random architectures
+             ):
+    """Has ω had enough? Kendall's τ of rankings by two of the kept ω, the mean over all pairs.
+
+    Near 1: each epoch's ω ranks alike. Near 0: a ranking says more about the epoch than about the
+    architectures. `ValueError` if the preset keeps one ω (`n_omega`)."""
+    space = self.model.controller.space
+    if not self.search.earlier:
+        raise ValueError('one ω alone agrees with itself: set n_omega of the preset to 2 or more, '
+                         'and fit')
+    archs = space.archs(space.random(n, seed=self.search.seed))
+    scores, sizes = self._scores(archs, None, self._score_dl())
+    pairs = combinations((scores@sizes).cpu(), 2)
+    return float(np.mean([kendalltau(a, b).statistic for a,b in pairs]))
 
 # %% ../nbs/12_search.ipynb #6e0a11e2
 def _merit(scores, terms):
@@ -466,9 +488,10 @@ def derive(self:Learner,
     if len(archs)>finalists:
         few = random_batch(dl, min(dl.bs, len(dl.dataset)), cb.generator('few'))
         scores, sizes = self._scores(archs, None, [few])
-        order = _merit(scores@sizes, self._size_terms(archs, size)).argsort(descending=True)
+        order = _merit(scores.mean(0)@sizes, self._size_terms(archs, size)).argsort(descending=True)
         archs = [archs[i] for i in order[:finalists].tolist()]
     scores, sizes = self._scores(archs, None, dl)
+    scores = scores.mean(0)
     total, terms = scores@sizes/sizes.sum(), self._size_terms(archs, size)
     order = _merit(total, terms).argsort(descending=True).tolist()
     self.model.arch = archs[order[0]]
