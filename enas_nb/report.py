@@ -245,7 +245,8 @@ def _when(theta, n):
 
 def _batch(result, measure, search):
     "What architectures were scored on at a time."
-    half = result[measure.items]['valid']//search.get('bptt', 1)//(2-search['same_valid'])
+    rows = result[measure.items]['valid']//search.get('bptt', 1)
+    half = -(-rows//(2-search['same_valid'])) # the larger one is for θ
     size = min(search.get('reward_bs') or search['bs'], half)
     return words[measure.name]['batch'].format(size=size, **search)
 
