@@ -72,8 +72,9 @@ def spent(recipe,  # A `Recipe`
           n_valid): # Validation images, which a preset may train on in the end
     "Multiply-adds of ω's and θ's steps and of one retraining; a training step is three passes."
     search, final, theta = recipe.preset.search, recipe.preset.final, recipe.preset.controller
-    rewards = (theta.n_steps(search.n_epochs)*theta.n_archs*(search.reward_bs or search.bs)
-               *search.row)
+    half  = -(-n_valid//(2-search.same_valid)) # of the validation set, the larger one
+    batch = min((search.reward_bs or search.bs)*search.row, half)
+    rewards = theta.n_steps(search.n_epochs)*theta.n_archs*batch
     return dict(omega=3*search.n_epochs*n_train*shared, theta=rewards*shared,
                 retrain=3*final.n_epochs*(n_train+n_valid*final.all_train)*alone)
 

@@ -360,10 +360,21 @@ def _repr_svg_(self:SearchSpace): return draw(self).svg
 
 # %% ../nbs/02_draw.ipynb #00000046
 _panels = {'loss'      : ('train_loss', 'valid_loss'),
-           'accuracy'  : ('accuracy', 'reward', 'baseline', 'policy_accuracy', 'uniform_accuracy'),
+           'accuracy'  : ('accuracy', 'policy_accuracy', 'uniform_accuracy'),
+           'reward'    : ('reward', 'baseline'), # among accuracies where they are not negative
            'perplexity': ('perplexity', 'median_ppl'),
            'entropy'   : ('entropy',)}
 _hues = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00')
+
+def _curves(history):
+    "The curves of each panel: what a history has at least two numbers of."
+    curves = {c: np.array([np.nan if o is None else float(o) for o in history[c]])
+              for v in _panels.values() for c in v if c in history}
+    seen   = {c: v for c,v in curves.items() if np.isfinite(v).sum() > min(1, len(v)-1)} or curves
+    panels = {k: {c: seen[c] for c in v if c in seen} for k,v in _panels.items()}
+    if panels['accuracy'] and not any((v<0).any() for v in panels['reward'].values()):
+        panels['accuracy'] |= panels.pop('reward')
+    return {k: v for k,v in panels.items() if v}
 
 def plot_history(history, # A `DataFrame` or a dict of lists, by epoch; other columns are ignored
                  figsize=None, # Width and height in inches; 3.2 by 2.5 a panel
@@ -371,26 +382,22 @@ def plot_history(history, # A `DataFrame` or a dict of lists, by epoch; other co
     "Curves of a search, panels for losses, accuracies, perplexity, entropy: a matplotlib `Figure`."
     if not hasattr(history, 'keys'):
         raise TypeError(f'history is a DataFrame or a dict of lists, not {type(history).__name__}')
-    panels = {k:[c for c in v if c in history] for k,v in _panels.items()}
-    panels = {k:v for k,v in panels.items() if v}
+    panels = _curves(history)
     if not panels:
         raise ValueError(f"history has none of {', '.join(c for v in _panels.values() for c in v)}")
     fig,axs = plt.subplots(1, len(panels), figsize=figsize or (3.2*len(panels), 2.5), squeeze=False,
                            layout='constrained')
-    for ax,(title,cols) in zip(axs[0], panels.items()):
-        curves = {c: np.array([np.nan if o is None else float(o) for o in history[c]])
-                  for c in cols}
+    for ax,(title,curves) in zip(axs[0], panels.items()):
         seen = np.concatenate(list(curves.values())); seen = seen[np.isfinite(seen)]
         if title in ('loss', 'perplexity') and len(seen) and 0 < seen.min() < seen.max()/100:
             ax.set_yscale('log')
         for i,(c,v) in enumerate(curves.items()):
             x = history['epoch'] if 'epoch' in history else range(len(v))
             ax.plot(x, v, color=_hues[i], marker='o' if len(v)<25 else None, ms=3, label=c)
-        only_reward = title=='accuracy' and not any('accuracy' in c for c in cols)
-        ax.set_title('reward' if only_reward else title, fontsize=10)
+        ax.set_title(title, fontsize=10)
         ax.set_xlabel('epoch', fontsize=9); ax.tick_params(labelsize=8)
         ax.grid(alpha=.25); ax.spines[['top','right']].set_visible(False)
-        if len(cols)>1: ax.legend(frameon=False, fontsize=8)
+        if len(curves)>1: ax.legend(frameon=False, fontsize=8)
     plt.close(fig) # a notebook shows what a cell returns; else there would be two of it
     return fig
 

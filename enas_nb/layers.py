@@ -25,7 +25,7 @@ class RecalibratedNorm(nn.BatchNorm2d):
 
     def forward(self, x):
         if self.training or not self.first: return super().forward(x)
-        var,mean = torch.var_mean(x[:self.first], (0,2,3), correction=0)
+        var,mean = torch.var_mean(x[:self.first].detach(), (0,2,3), correction=0)
         return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
 
 # %% ../nbs/07_layers.ipynb #00000009

@@ -16,7 +16,7 @@ import numpy as np, pandas as pd
 import matplotlib.pyplot as plt
 from .space import write_file
 from .draw import draw, plot_history
-from .presets import n_epochs
+from .presets import n_epochs, phases
 from .evaluate import Findings, told
 
 # %% ../nbs/15_report.ipynb #90892919
@@ -26,14 +26,13 @@ words = dict( # by measure
         gain='a difference whose standard error is {se:.1f} points',
         alone=' from the number of images alone',
         shared='the first weights, the order of images and the augmentation',
-        batch='{bs} validation images'),
+        batch='{size} validation images'),
     perplexity=dict(
         average='median', plural='perplexities', short='{:.1f}', spread='{:.1f}',
         gain='a gain of {gain:+.3f} ± {se:.3f} nats a word',
         alone=', the standard error coming from the words alone',
         shared="the first weights and dropout's randomness",
-        batch='{bs} windows of {bptt} validation words, '
-              'whose reward was {reward_c:.0f}/perplexity'))
+        batch='{size} windows of {bptt} validation words'))
 
 def n_of(n, # How many
          what): # One of them
@@ -74,7 +73,8 @@ def _policy(result):
                 'So nothing was searched here, and what '
                 'follows compares random architectures with each other. ')
     entropy, most = policy['entropy'], policy['max_entropy']
-    said = f'its entropy is {entropy:.2f} of at most {most:.2f} nats'
+    said = (f"after {n_of(policy['steps'], 'step')} its entropy is {entropy:.2f} "
+            f'of at most {most:.2f} nats')
     if entropy > .95*most:
         return (f'The policy has hardly moved: {said}. '
                 'So ENAS was random search by shared weights here. ')
@@ -84,14 +84,20 @@ def _policy(result):
     return ''
 
 # %% ../nbs/15_report.ipynb #372be570
+def _search(result):
+    "The search part of a result's preset; empty where a result does not say."
+    return result.get('recipe', {}).get('preset', {}).get('search', {})
+
 def _lead(found, policy, uniform):
     "What the scores with shared weights say."
     scores = f'({policy} against {uniform} for uniformly random architectures)'
     both = (found.result[f'{o}_shared_{found.measure.name}'] for o in ('policy', 'uniform'))
     if found.measure.gain(*both) <= 0:
         return f'With *shared* weights the policy does not lead {scores}.'
-    return (f"The policy's lead with *shared* weights {scores} does not show it either: "
-            'it is partly the rich getting richer, since its favourites got the training.')
+    own = 'policy' in dict(phases(_search(found.result).get('paths', 'policy')))
+    why = ('it is partly the rich getting richer, since its favourites got the training.' if own
+           else 'shared weights do not rank architectures as a training from scratch does.')
+    return f"The policy's lead with *shared* weights {scores} does not show it either: {why}"
 
 def verdict(result): # As `run_recipe` returns it
     "What a result shows, and what it does not, in plain words."
@@ -221,6 +227,39 @@ def _elsewhere(result):
     made = result.get('made_with')
     return f"Its parts were made with {'; and with '.join(made)}. " if made else ''
 
+# %% ../nbs/15_report.ipynb #8a6757c1
+def _who(paths):
+    "Whose paths trained ω."
+    names = dict(policy="the policy's architectures", uniform='uniformly random ones',
+                 fair='random ones in which each choice of a decision is equally frequent')
+    pairs = phases(paths)
+    if len(pairs)==1: return f'trained by {names[pairs[0][0]]}'
+    return ', '.join(f'{share:.0%} of them trained by {names[who]}' for who,share in pairs)
+
+def _when(theta, n):
+    "When θ moved in a search of `n` epochs, and how often."
+    steps, warmup = theta['steps'], theta['warmup']
+    if warmup is None: return f"in the end, on frozen weights, {n_of(steps*n, 'step')}"
+    start = f', from epoch {warmup+1} on,' if warmup else ''
+    return f"after each{start} {n_of(steps, 'step')}"
+
+def _batch(result, measure, search):
+    "What architectures were scored on at a time."
+    rows = result[measure.items]['valid']//search.get('bptt', 1)
+    half = -(-rows//(2-search['same_valid'])) # the larger one is for θ
+    size = min(search.get('reward_bs') or search['bs'], half)
+    return words[measure.name]['batch'].format(size=size, **search)
+
+def _earned(measure, search, theta):
+    "What moved θ."
+    reward = dict(accuracy='the accuracy', loss='minus the loss',
+                  text=f"{search.get('reward_c') or 0:.0f}/perplexity")
+    kind = 'text' if measure.name=='perplexity' else search.get('reward', 'accuracy')
+    rank = theta.get('credit')=='rank'
+    n    = search.get('n_omega', 1)
+    mean = f'; scores are means over the weights of the last {n} epochs'*(n>1)
+    return f"The reward was {reward[kind]}{', and its rank in the step moved θ'*rank}{mean}."
+
 # %% ../nbs/15_report.ipynb #8a6757c2
 def _what_was_run(result):
     "A paragraph on sizes, epochs and who saw which data."
@@ -231,12 +270,15 @@ def _what_was_run(result):
     width  = lambda part: said('width {}', recipe['sizes'].get('width', part['width']))
     sizes  = ', '.join(width(search) + said('batches of {}', recipe['data_args'].get('bs')))
     choice = f'The random architectures were compared on all validation {measure.items}.'
+    halves = (f'θ, deriving and every shared {measure.name} used all validation {measure.items}.'
+              if search['same_valid'] else
+              f'θ saw one half of the validation {measure.items} (`reward`); '
+              f'deriving and every shared {measure.name} used the other (`select`).')
     return f"""{n_of(epochs(search), 'epoch')} of the shared weights ({sizes}), \
-after each {theta['steps']} steps of the \
-policy with {theta['n_archs']} architectures on a common batch of
-{words[measure.name]['batch'].format(**search)}. \
-θ saw one half of the validation {measure.items} (`reward`); \
-deriving and every shared {measure.name} used the other (`select`).
+{_who(search.get('paths', 'policy'))}; {_when(theta, epochs(search))} of the policy \
+with {theta['n_archs']} architectures on a common batch of
+{_batch(result, measure, search)}. \
+{_earned(measure, search, theta)} {halves}
 Each retraining: {', '.join([n_of(epochs(final), 'epoch'), *width(final)])}. \
 {_all_train if final.get('all_train') else choice} \
 Test {measure.items} were opened once per retrained network, after its training, \

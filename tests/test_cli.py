@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from enas_nb.cli import enas_search, enas_show, enas_train
 from enas_nb.recipes import published, recipes
+from enas_nb.reinforce import Reinforce
 from enas_nb.macro import MacroSpace
 from enas_nb.micro import MicroSpace
 from enas_nb.recurrent import RecurrentSpace
@@ -221,6 +222,44 @@ def test_the_same_seed_the_same_run(tiny, capfd, folder):
     for o in ('arch.json','history.csv'): assert len({(Path('runs')/d/o).read_bytes() for d in dirs[1:]})==1
     assert free_of_costs(a)==free_of_costs(b)
     assert a['arch']!=c['arch'] and a['seed']==3 and len(a['random_test_accuracy'])>=3
+
+@pytest.fixture
+def three(tiny, monkeypatch):
+    "The same for three epochs."
+    monkeypatch.setitem(recipes, 'three', replace(recipes['tiny'].with_epochs(3), name='three'))
+
+def test_the_log_says_when_theta_begins_at_the_end(three, capfd, folder):
+    status, out, err = inside(enas_search, capfd, 'three', '--device', 'cpu')
+    assert status==0 and err=='' and 'nan' not in out
+    lines = out.splitlines()
+    epochs = [o for o in lines if o.startswith('  epoch ')]
+    assert len(epochs)==3 and all('accuracy' in o for o in epochs) and all(o.endswith(' left') for o in epochs[:2])
+    assert ['entropy' in o and 'reward' in o and 'baseline' in o for o in epochs]==[False, False, True] # not before it has moved
+    said = [o for o in lines if 'ω is frozen' in o]
+    assert said==['  ω is frozen; 6 steps of the policy with 10 architectures each'] and lines.index(said[0])==lines.index(epochs[2])-1
+    res, h = json.loads(Path('runs/three-seed0/result.json').read_text()), pd.read_csv('runs/three-seed0/history.csv')
+    assert res['policy']['steps']==6 and 0<res['policy']['entropy']<=res['policy']['max_entropy'] and list(h.entropy.isna())==[True, True, False]
+    report = Path('runs/three-seed0/report.md').read_text()
+    assert 'on frozen weights, 6 steps of the policy' in report.replace('\n', ' ') and 'nan' not in report
+
+def test_ctrl_c_while_theta_moves_at_the_end(three, capfd, folder, monkeypatch):
+    "What was trained is in the folder, and the run ends as one that nobody stopped."
+    done, real = [], Reinforce.step
+    def stop(self, *args):
+        if len(done)==3: raise KeyboardInterrupt
+        done.append(1)
+        return real(self, *args)
+    assert inside(enas_search, capfd, 'three', '--device', 'cpu', '--out', 'whole')[0]==0
+    monkeypatch.setattr(Reinforce, 'step', stop)
+    status, out, err = inside(enas_search, capfd, 'three', '--device', 'cpu', '--out', 'night')
+    assert status==130 and 'ω is frozen' in out
+    is_one_line(err, 'enas-search', 'interrupted', 'enas-search --resume night')
+    assert sorted(o.name for o in Path('night/tasks/search').glob('*.safetensors'))==['00-00001.safetensors', '00-00002.safetensors']
+    monkeypatch.setattr(Reinforce, 'step', real)
+    status, out, err = inside(enas_search, capfd, '--resume', 'night')
+    assert status==0 and 'epoch 2 of 3 is done already' in out
+    a, b = (json.loads(Path(o, 'result.json').read_text()) for o in ('whole', 'night'))
+    assert free_of_costs(a)==free_of_costs(b) and Path('whole/history.csv').read_bytes()==Path('night/history.csv').read_bytes()
 
 def test_a_run_of_the_installed_script(folder):
     "The main job, cut to one epoch: six files in a folder that did not exist, nothing on stderr."

@@ -242,6 +242,17 @@ def test_panels():
     text = plot_history(dict(train_loss=1e9**np.exp(-t/3.)+4, valid_loss=7-t/10, median_ppl=900-9*t, reward=t/99))
     assert [(o.get_title(), o.get_yscale()) for o in text.axes]==[('loss', 'log'), ('reward', 'linear'), ('perplexity', 'linear')]
 
+def test_a_policy_that_moves_once_has_no_curve():
+    none = [None]*3 + [float('nan')]*2
+    d = dict(train_loss=[5, 4, 3, 2, 1, 1.], accuracy=[.1, .2, .3, .4, .5, .6], reward=[*none, -1.2], entropy=[*none, 3.], baseline=[*none, .5])
+    for o in (d, pd.DataFrame(d)):
+        assert [(a.get_title(), len(a.lines)) for a in plot_history(o).axes]==[('loss', 1), ('accuracy', 1)]
+    turns = plot_history(d | dict(reward=[-3, -2, -2, -1, -1, -1.], baseline=[0, -3, -2, -2, -2, -1.]))
+    assert [(a.get_title(), len(a.lines)) for a in turns.axes]==[('loss', 1), ('accuracy', 1), ('reward', 2)] # not among accuracies
+    one = plot_history({k: v[-1:] for k,v in d.items()}) # a fit of one epoch has dots
+    assert [(a.get_title(), len(a.lines)) for a in one.axes]==[('loss', 1), ('accuracy', 1), ('reward', 2), ('entropy', 1)]
+    assert [a.get_title() for a in plot_history(dict(train_loss=[float('nan')]*3)).axes]==['loss'] # all that there is
+
 @settings(max_examples=30, deadline=None)
 @given(spaces, st.integers(1, 20), st.integers(0, 2**32-1))
 def test_shares(space, n, seed):

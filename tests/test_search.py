@@ -1,5 +1,5 @@
 "A search is a plain fastai `Learner`: each promise of the design about ω and θ taking turns, tried."
-import pickle, random
+import math, pickle, random, shutil, warnings
 from collections import Counter
 
 import matplotlib; matplotlib.use('Agg')
@@ -24,13 +24,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from enas_nb.data import digits_dls
 from enas_nb.layers import FactorizedReduction
 from enas_nb.macro import MacroNet, SharedMacroNet
-from enas_nb.presets import paper, released
+from enas_nb.checkpoint import Checkpoint, read_state
+from enas_nb.cost import count_params
+from enas_nb.presets import paper, released, robust, who_trains
 from enas_nb.reinforce import Reinforce
 from enas_nb.retrain import arch_learner
 from enas_nb.search import Derived, SearchCallback, pick_preset, score_batch, search_learner
-from enas_nb.space import Arch
+from enas_nb.space import Arch, SearchSpace, TinySpace
+from enas_nb.text import lm_dls
 from enas_nb.macro import MacroSpace
 from enas_nb.micro import MicroSpace
+from enas_nb.recurrent import RecurrentSpace
 
 SPACE = MacroSpace(3)
 
@@ -543,7 +547,7 @@ def test_score_batch_puts_mode_and_arch_back():
         with pytest.raises(ValueError): score_batch(net, [MacroSpace(2).parse('0 0 0')], batch)
         assert net.arch==a and net.training==training
 
-@pytest.mark.parametrize('bn_eval', ['batch','running'])
+@pytest.mark.parametrize('bn_eval', ['batch','running','recalibrated'])
 @pytest.mark.parametrize('training', [True, False])
 def test_no_tensor_forgets_the_device(bn_eval, training):
     arch = MacroSpace(6).archs(MacroSpace(6).random(1))[0]
@@ -552,6 +556,7 @@ def test_no_tensor_forgets_the_device(bn_eval, training):
             x = torch.empty(4, 1, 8, 8)
             shared = SharedMacroNet(MacroSpace(6), 1, 10, width=4, bn_eval=bn_eval)
             nets = [shared, *(MacroNet(arch, 1, 10, width=4, skip=skip, sep=sep) for skip,sep in (('concat','separable'),('sum','full')))]
+            if bn_eval=='recalibrated': shared.calibrate(torch.empty(6, 1, 8, 8))
         shared.arch = arch
         for net in nets: assert net.train(training)(x).device.type=='cuda'
         hits = lambda p, y: (p.argmax(1)==y).float().mean() # fastai's `accuracy` makes tensors of its own class, which fake ones cannot be
@@ -565,12 +570,13 @@ def relatives(space, n):
     cut = lambda i: len(first.code)*i//n
     return [Arch(space, [*first.code[:cut(i)], *o.code[cut(i):]]) for i,o in enumerate(others, 1)] + [first, first]
 
-@pytest.mark.parametrize('bn_eval', ['batch','running'])
+@pytest.mark.parametrize('bn_eval', ['batch','running','recalibrated'])
 @pytest.mark.parametrize('space', [MacroSpace(6), MicroSpace(2)], ids=['macro','micro'])
 def test_scores_of_relatives_are_those_of_each_alone(space, bn_eval):
     torch.manual_seed(0)
     net, archs, runs = space.shared_net(1, 10, width=4, bn_eval=bn_eval), relatives(space, 12), []
     x, y = torch.rand(16,1,9,9), torch.arange(16)%10
+    if bn_eval=='recalibrated': net.calibrate(torch.rand(12,1,9,9))
     logits = lambda out, y: out.double().log_softmax(1).mul(torch.arange(1,11)).sum() # one that tells any two outputs apart
     net.stem.register_forward_hook(lambda *_: runs.append('stem'))
     net.head.register_forward_hook(lambda *_: runs.append('head'))
@@ -626,3 +632,426 @@ def test_factorized_reduction_is_two_1x1_convolutions(ni, nf):
         a, b = F.conv2d(x[:,:,::2,::2].contiguous(), m.even.weight), F.conv2d(shifted.contiguous(), m.odd.weight)
         want = m.bn(torch.cat([a, b[:,:,:a.shape[2],:a.shape[3]]], 1))
         assert (m(x)-want).abs().max() <= 4e-7*want.abs().max()
+
+# --- who trains ω, and when θ moves --------------------------------------------------------------------------------------
+
+class TinyNet(nn.Module):
+    "`TinySpace` without convolutions: each op a layer of its own for each node."
+    arch = None
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Linear(64, 12), nn.Linear(12, 10)
+        self.nodes = nn.ModuleList([nn.ModuleDict({o: nn.Linear(12, 12) for o in TinySpace.ops}) for _ in range(3)])
+    def forward(self, x):
+        outs, code = [self.stem(x.flatten(1))], self.arch.code
+        for i,ops in enumerate(self.nodes):
+            source = code[2*i-1] if i else 0
+            outs.append(ops[TinySpace.ops[code[2*i]]](outs[source]).relu())
+        return self.head(outs[-1])
+
+def words_dls():
+    "Random words: 10 training windows."
+    vocab, g = ['<eos>', '<unk>', *(f'w{i}' for i in range(28))], torch.Generator().manual_seed(0)
+    words = lambda n: [vocab[i] for i in torch.randint(30, (n,), generator=g).tolist()]
+    return lm_dls(words(401), words(400), words(200), vocab, bs=4, seq_len=10, device='cpu')
+
+KINDS = ['macro', 'micro', 'recurrent', 'tiny']
+
+def searcher(kind, tmp_path, controller={}, search={}, **kw):
+    "A small search of a space by `robust`, changed."
+    theta = dict(steps=2, n_archs=3, hidden=8, lr=.05) | controller
+    torch.manual_seed(0)
+    if kind=='recurrent':
+        part = dict(width=6, epochs=4) | search
+        learn = search_learner(words_dls(), RecurrentSpace(3), preset=robust[kind].override(controller=theta, search=part), path=tmp_path, **kw)
+    else:
+        space = dict(macro=MacroSpace(3), micro=MicroSpace(2), tiny=TinySpace())[kind]
+        sizes = dict(macro=dict(width=4, n_layers=3), micro=dict(width=4, n_layers=1), tiny={})[kind]
+        part = dict(bs=32, reward_bs=60, aux_weight=0.) | sizes | search
+        net = dict(net=TinyNet()) if kind=='tiny' else {}
+        p = robust.get(kind, robust['images']).override(controller=theta, search=part)
+        learn = search_learner(digits_dls(bs=100, device='cpu'), space, preset=p, path=tmp_path, **net, **kw)
+    learn.logger, learn.create_mbar = (lambda row: None), False
+    return learn
+
+def frequencies(space, archs):
+    "How often each choice of each decision was taken."
+    return [[sum(o.code[i]==c for o in archs) for c in range(step.choices)] for i,(step,_) in enumerate(space.slots)]
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_fair_paths_train_every_choice_equally_often(kind, tmp_path):
+    ev = Events()
+    learn = searcher(kind, tmp_path, cbs=ev)
+    assert learn.search.preset.search.paths=='fair' # of `robust`
+    space, n = learn.model.controller.space, len(learn.dls.train)
+    with learn.no_bar(): learn.fit(2)
+    ran = archs(ev, 'train')
+    assert len(ran)==2*n and ran[:n]!=ran[n:]
+    for epoch in (ran[:n], ran[n:]):
+        for counts in frequencies(space, epoch): # a choice has one more where `n` is no multiple of their number
+            assert sorted(counts)==sorted([n//len(counts)+(i<n%len(counts)) for i in range(len(counts))])
+    for counts in frequencies(space, learn.search.omega_paths(60)): assert set(counts)=={60//len(counts)}
+    assert learn.search.omega_paths(60)==learn.search.omega_paths(60) # a function of the seed and the epoch
+
+ALL = ['policy', 'uniform', 'fair']
+@pytest.mark.parametrize('paths,n,want', [
+    *[(o, n, [o]*n) for o in ALL for n in (1, 3)],
+    ((('fair', .5), ('policy', .5)), 4, ['fair']*2+['policy']*2), ((('fair', .5), ('policy', .5)), 3, ['fair']+['policy']*2),
+    ((('uniform', .25), ('fair', .25), ('policy', .5)), 8, ['uniform']*2+['fair']*2+['policy']*4),
+    ((('uniform', .7), ('policy', .3)), 10, ['uniform']*7+['policy']*3), ((('fair', 1/3), ('uniform', 1/3), ('policy', 1/3)), 3, ['fair','uniform','policy']),
+    ((('uniform', .1), ('policy', .9)), 2, ['policy']*2)])
+def test_phases_begin_at_their_epochs(paths, n, want, make, monkeypatch):
+    assert [who_trains(paths, i, n) for i in range(n)]==want
+    if n>4: return
+    seen, sample = [], SearchCallback.paths
+    for o in ('fair', 'random'):
+        was = getattr(SearchSpace, o)
+        monkeypatch.setattr(SearchSpace, o, lambda self, *a, o=o, was=was: (seen.append(dict(random='uniform').get(o, o)), was(self, *a))[1])
+    monkeypatch.setattr(SearchCallback, 'paths', lambda self, role, n: (seen.append('policy') if role=='path' else None, sample(self, role, n))[1])
+    learn = make(search=dict(paths=paths))
+    with learn.no_bar(): learn.fit(n)
+    assert seen==want
+
+wrong_presets = {
+    'paths':      (dict(search=dict(paths='all')),                            "allowed are 'policy', 'uniform', 'fair'"),
+    'a phase':    (dict(search=dict(paths=(('fair', .5), ('all', .5)))),      "allowed are 'policy', 'uniform', 'fair'"),
+    'sum':        (dict(search=dict(paths=(('fair', .5), ('policy', .4)))),   'sum 1'),
+    'no phase':   (dict(search=dict(paths=())),                               'sum 1'),
+    'share 0':    (dict(search=dict(paths=(('fair', 0.), ('policy', 1.)))),   'share'),
+    'share -':    (dict(search=dict(paths=(('fair', -.5), ('policy', 1.5)))), 'share'),
+    'n_omega':    (dict(search=dict(n_omega=0)),                              'n_omega is 0, allowed is 1 or more'),
+    'credit':     (dict(controller=dict(credit='ranks')),                     "allowed are 'reward', 'rank'"),
+}
+@pytest.mark.parametrize('space', ['macro', 'micro', 'recurrent', 'images', 'text'])
+@pytest.mark.parametrize('name', wrong_presets)
+def test_a_preset_refuses_phases_that_cannot_be(name, space):
+    d, match = wrong_presets[name]
+    with pytest.raises(ValueError, match=match) as e: robust[space].override(**d)
+    assert one_line(e)
+
+def test_an_image_preset_refuses_unknown_rewards():
+    with pytest.raises(ValueError, match="reward is 'acc', allowed are 'accuracy', 'loss'") as e: robust['macro'].override(search=dict(reward='acc'))
+    assert one_line(e)
+
+def test_theta_moves_once_at_the_end(make, events):
+    learn = make(cbs=events, controller=dict(warmup=None), search=dict(n_omega=2))
+    with learn.no_bar(): learn.fit(3)
+    assert runs(events.log)==[('train',4), ('valid',2)]*2 + [('train',4), ('theta',6), ('valid',2)] # 2 steps for each of 3 epochs
+    names = learn.recorder.metric_names[1:-1]
+    rows  = [dict(zip(names, o)) for o in learn.recorder.values]
+    for o in ('reward', 'entropy', 'baseline'): assert [math.isnan(r[o]) for r in rows]==[True, True, False]
+
+def test_omega_is_frozen_while_theta_moves_at_the_end(make, monkeypatch):
+    learn, seen, step = make(controller=dict(warmup=None), search=dict(n_omega=3)), [], Reinforce.step
+    def watched(self, score, *args):
+        def scored(codes):
+            seen.append({k: v.clone() for k,v in learn.model.net.state_dict().items()})
+            return score(codes)
+        return step(self, scored, *args)
+    monkeypatch.setattr(Reinforce, 'step', watched)
+    with learn.no_bar(): learn.fit(4)
+    assert len(seen)==8 and len(learn.search.earlier)==2
+    kept = [*learn.search.earlier, learn.model.net.state_dict()] # of the last three epochs, in turn
+    assert all(same(seen[i], kept[i%3]) for i in range(8)) and not any(same(kept[i], kept[j]) for i,j in ((0,1), (1,2), (0,2)))
+
+PHASES = dict(paths=(('uniform', .25), ('fair', .5), ('policy', .25)), n_omega=3)
+WHEN   = [None, 0, 2]
+
+def rows(learn): return [list(map(float, o)) for o in learn.recorder.values]
+def same_rows(a, b): return np.array_equal(a, b, equal_nan=True)
+def equal_search(a, b):
+    "Are two searches in the same state?"
+    opt = lambda l: [v for s in l.search.reinforce.opt.state.values() for v in s.values()]
+    return (same(state(a), state(b)) and len(a.search.earlier)==len(b.search.earlier) and all(map(same, a.search.earlier, b.search.earlier))
+            and len(opt(a))==len(opt(b))>0 and all(map(torch.equal, opt(a), opt(b))) and a.search.stats==b.search.stats
+            and float(a.search.reinforce.baseline.value)==float(b.search.reinforce.baseline.value) and a.derive(6).scores==b.derive(6).scores)
+
+class StopIn(Callback):
+    "Ctrl-C in the middle of an epoch's training."
+    def __init__(self, epoch): self.at = epoch
+    def after_batch(self):
+        if self.training and (self.epoch, self.iter)==(self.at, 2): raise KeyboardInterrupt
+
+@pytest.mark.parametrize('kind', ['macro', 'recurrent'])
+@pytest.mark.parametrize('warmup', WHEN)
+def test_phases_go_on_from_a_checkpoint(kind, warmup, tmp_path):
+    def fit(name, *cbs):
+        learn = searcher(kind, tmp_path, dict(warmup=warmup), PHASES)
+        with learn.no_bar(): learn.fit_preset(epochs=4, cbs=[Checkpoint(tmp_path/name, log=lambda o: None), *cbs])
+        return learn
+    whole = fit('whole')
+    for epoch in (1, 3):
+        with pytest.raises(KeyboardInterrupt): fit(f'night{epoch}', StopIn(epoch))
+        assert equal_search(fit(f'night{epoch}'), whole)
+
+@pytest.mark.parametrize('warmup', WHEN)
+def test_phases_go_on_from_a_saved_search(warmup, make, tmp_path):
+    new = lambda init=0: make(init=init, controller=dict(warmup=warmup), search=PHASES)
+    fit = lambda learn, **kw: learn.fit_restarts(1, 4, lr_max=.05, lr_min=.001, **kw)
+    with new().no_bar() as whole: fit(whole)
+    for epoch in (1, 3):
+        with new().no_bar() as first: fit(first, cbs=Until(epoch))
+        first.save_search(tmp_path/'s.safetensors')
+        last = new(init=7)
+        last.load_search(tmp_path/'s.safetensors')
+        assert last.search.trained==epoch and len(last.search.earlier)==epoch-1
+        with last.no_bar(): fit(last, start_epoch=epoch)
+        assert equal_search(last, whole) and same_rows(rows(last)[-1][1:], rows(whole)[-1][1:])
+
+@pytest.mark.parametrize('step', [0, 3])
+def test_ctrl_c_while_theta_moves_at_the_end(step, tmp_path, monkeypatch):
+    "The epoch before stays in its file, and the same line goes on from it."
+    def fit(learn, name):
+        with learn.no_bar(): learn.fit_preset(epochs=3, cbs=Checkpoint(tmp_path/name, log=lambda o: None))
+        return learn
+    whole = fit(searcher('macro', tmp_path), 'whole')
+    learn, done, real = searcher('macro', tmp_path), [], Reinforce.step
+    def stop(self, *args):
+        if len(done)==step: raise KeyboardInterrupt
+        done.append(1)
+        return real(self, *args)
+    monkeypatch.setattr(Reinforce, 'step', stop)
+    with pytest.raises(KeyboardInterrupt): fit(learn, 'night')
+    monkeypatch.undo()
+    files = sorted((tmp_path/'night').iterdir())
+    assert [o.name for o in files]==['00-00001.safetensors', '00-00002.safetensors']
+    kept = read_state(files[-1])
+    assert kept['fit']['epoch']==2 and dict(kept['cbs'])['search']['own']['trained']==2
+    assert all(m.training for m in learn.model.net.modules()) and learn.model.path is None
+    shutil.copytree(tmp_path/'night', tmp_path/'copy')
+    assert equal_search(fit(searcher('macro', tmp_path), 'night'), whole) # by another Learner
+    assert equal_search(fit(learn, 'copy'), whole) # and by the one that was stopped
+
+@pytest.mark.parametrize('warmup', WHEN)
+@pytest.mark.parametrize('fitted', [0, 3])
+def test_lr_find_leaves_no_trace_of_several_omegas(warmup, fitted, make):
+    def run(find):
+        learn = make(controller=dict(warmup=warmup), search=PHASES)
+        with learn.no_bar():
+            if fitted: learn.fit(fitted)
+            before = [{k: v.clone() for k,v in o.items()} for o in learn.search.earlier]
+            if find: learn.lr_find(num_it=10, show_plot=False, suggest_funcs=None)
+            assert len(before)==len(learn.search.earlier)==max(0, min(2, fitted-1)) and all(map(same, before, learn.search.earlier))
+            learn.fit(3)
+        return learn
+    a, b = run(False), run(True)
+    assert equal_search(a, b) and same_rows(rows(a), rows(b))
+
+# --- scores: metrics, batches, several ω ---------------------------------------------------------------------------------
+
+def test_scores_over_several_omegas_are_the_mean_of_single_ones(make):
+    learn = make(search=dict(n_omega=3))
+    with learn.no_bar(): learn.fit(4)
+    some, after = SPACE.archs(SPACE.random(5, seed=1)), state(learn)
+    for metric in ('accuracy', 'loss', None):
+        learn.search.earlier, kept = [], learn.search.earlier
+        single, now = [], _weights(learn)
+        for w in (*kept, now):
+            learn.model.net.load_state_dict(w)
+            single.append(learn.score_archs(some, metric=metric))
+        learn.search.earlier = kept
+        assert len(kept)==2 and torch.allclose(learn.score_archs(some, metric=metric), torch.stack(single).mean(0), atol=1e-6)
+        assert not torch.allclose(single[0], single[-1]) and same(state(learn), after)
+
+def _weights(learn): return {k: v.clone() for k,v in learn.model.net.state_dict().items()}
+
+def by_hand(learn, arch, metric):
+    "The mean of a metric over `select`."
+    learn.model.net.eval(); learn.model.net.arch = arch
+    batches = list(learn.dls.valid)
+    with torch.no_grad(): parts = [(metric(learn.model.net(b[0].as_subclass(torch.Tensor)), b[1].as_subclass(torch.Tensor)).item(), len(b[1])) for b in batches]
+    return sum(s*n for s,n in parts)/sum(n for _,n in parts)
+
+def test_metrics_of_score_archs(make):
+    learn, some = make(bn_eval='batch'), SPACE.archs(SPACE.random(4, seed=2))
+    with learn.no_bar(): learn.fit(1)
+    minus = lambda p, y: -F.cross_entropy(p, y)
+    ones  = lambda p, y: (p.argmax(1)==1).float().mean()
+    for metric,f in (('accuracy', accuracy), ('loss', minus), (ones, ones), (None, accuracy)):
+        got = learn.score_archs(some, metric=metric)
+        assert got.shape==(4,) and torch.allclose(got, torch.tensor([by_hand(learn, o, f) for o in some]), atol=1e-5)
+    loss = make(search=dict(reward='loss', bn_eval='batch'))
+    with loss.no_bar(): loss.fit(1)
+    assert torch.allclose(loss.score_archs(some), loss.score_archs(some, metric='loss')) and (loss.score_archs(some)<0).all()
+    for metric in ('acc', 'perplexity', ''):
+        with pytest.raises(ValueError, match="allowed are a function of \\(predictions, targets\\), 'accuracy', 'loss'") as e: learn.score_archs(some, metric=metric)
+        assert one_line(e)
+
+def test_metrics_of_score_archs_on_text(tmp_path):
+    learn = searcher('recurrent', tmp_path)
+    with learn.no_bar(): learn.fit(1)
+    some = learn.model.controller.space.archs(learn.model.controller.space.random(3, seed=2))
+    assert (learn.score_archs(some, metric='loss')<0).all() and (learn.score_archs(some)>0).all() # 80/perplexity
+    with pytest.raises(ValueError, match="'loss'") as e: learn.score_archs(some, metric='accuracy')
+    assert one_line(e)
+
+def test_batches_of_score_archs(make):
+    sizes, some = [], SPACE.archs(SPACE.random(3, seed=2))
+    def reward(p, y): sizes.append(len(y)); return accuracy(p, y)
+    for reward_bs,bs,want in ((None, None, None), (None, 40, 40), (70, None, 70), (70, 40, 40)):
+        learn = make(search=dict(reward_bs=reward_bs, n_omega=1), reward=reward)
+        with learn.no_bar(): learn.fit(1)
+        n, own = len(learn.dls.valid.dataset), learn.dls.valid.bs; sizes.clear()
+        learn.score_archs(some, bs=bs)
+        assert max(sizes)==(want or own) and sum(sizes)==3*n
+        sizes.clear(); learn.derive(1)
+        assert max(sizes)==(reward_bs or own) and learn.dls.valid.bs==own
+    net = make(search=dict(bn_eval='batch')) # the statistics of a batch depend on its size
+    with net.no_bar(): net.fit(1)
+    assert not torch.allclose(net.score_archs(some, metric='loss', bs=20), net.score_archs(some, metric='loss', bs=120))
+
+def rigged(learn, f):
+    "Rewards of one's own for architectures: the Learner scores with them from now on."
+    learn.search.reward = lambda p, y: torch.as_tensor(float(f(learn.model.net.arch, y)))
+
+def test_derive_in_two_rounds(make):
+    learn = make()
+    with learn.no_bar(): learn.fit(1)
+    sampled = list(dict.fromkeys(learn.search.paths('derive', 30)))
+    place, seen = {o: i for i,o in enumerate(sampled)}, []
+    assert len(sampled)>8
+    def f(arch, y): # in the first round later ones are better, on all data earlier ones
+        seen.append((arch, len(y)))
+        return place[arch] if len(seen)<=len(sampled) else -place[arch]
+    rigged(learn, f)
+    best = learn.derive(30, finalists=4)
+    assert {o for o,_ in seen[:len(sampled)]}==set(sampled) and {n for _,n in seen[:len(sampled)]}=={learn.dls.valid.bs} # one batch for all
+    n = len(learn.dls.valid.dataset)
+    assert Counter(o for o,_ in seen[len(sampled):])=={o: len(learn.dls.valid) for o in sampled[-4:]}
+    assert sum(n for _,n in seen[len(sampled):])==4*n and [o for o,_ in best.scores]==sampled[-4:] and best==sampled[-4]==learn.model.arch
+    for kw in (dict(finalists=0), dict(n=0)):
+        with pytest.raises(ValueError, match='1 or more') as e: learn.derive(**kw)
+        assert one_line(e)
+    seen.clear()
+    learn.derive(30, finalists=len(sampled)) # few enough: one round
+    assert len(seen)==len(sampled)*len(learn.dls.valid)
+
+def test_how_sure(make):
+    learn = make()
+    learn.dls.valid.bs = 5 # some 40 pieces
+    with learn.no_bar(): learn.fit(1)
+    sampled = list(dict.fromkeys(learn.search.paths('derive', 30)))
+    gen = torch.Generator().manual_seed(0)
+    noise = lambda: torch.randn(1, generator=gen).item()
+    rigged(learn, lambda arch, y: 9*(arch==sampled[3]) + noise())
+    best = learn.derive(30, finalists=5)
+    assert best==sampled[3] and best.sure>.99
+    for k in (2, 5): # equal networks cannot be told apart
+        rigged(learn, lambda arch, y: float(y.sum()))
+        best = learn.derive(30, finalists=k)
+        assert len(best.scores)==k and best.sure==pytest.approx(1/k, abs=.05)
+    learn.dls.valid.bs = len(learn.dls.valid.dataset)
+    assert math.isnan(learn.derive(30).sure) # one piece says nothing
+    learn.search.reward = accuracy
+    assert 0<learn.derive(30).sure<=1 # images of one batch are several pieces
+
+def test_size_in_derive(make):
+    learn = make()
+    with learn.no_bar(): learn.fit(1)
+    n = lambda arch: sum(count_params(arch, 1, 10))
+    sampled = list(dict.fromkeys(learn.search.paths('derive', 30)))
+    place = {o: i for i,o in enumerate(sampled)}
+    rigged(learn, lambda arch, y: place[arch])
+    assert learn.derive(30)==learn.derive(30, size=0)==sampled[-1]
+    for finalists in (5, 99): # both rounds know of it
+        assert n(learn.derive(30, finalists, size=100.))==max(map(n, sampled)) and n(learn.derive(30, finalists, size=-100.))==min(map(n, sampled))
+    few = learn.derive(30, 99, size=1e-3)
+    assert few==sampled[-1] and [s for _,s in few.scores]==[place[o] for o,_ in few.scores] # scores stay scores
+
+def told(f):
+    "What a fit warns of θ."
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        f()
+    return [str(o.message) for o in seen if 'θ' in str(o.message)]
+
+@pytest.mark.parametrize('warmup', [0, None])
+def test_a_warning_if_theta_has_hardly_moved(warmup, make):
+    def fit(**controller):
+        learn = make(controller=dict(warmup=warmup) | controller)
+        likes = lambda arch, y: arch.code[0]==0 and arch.code[1]==0
+        rigged(learn, likes)
+        def run():
+            with learn.no_bar(): learn.fit(2)
+        return told(run), learn
+    said, still = fit(lr=1e-6)
+    assert len(said)==1 and 'hardly moved' in said[0] and f'{math.log(SPACE.size):.2f} nats' in said[0] and '\n' not in said[0]
+    said, moved = fit(lr=.1, steps=60, n_archs=8, credit='rank', tanh_constant=5.)
+    assert said==[] and moved.search.value('entropy') < .95*math.log(SPACE.size)
+    assert fit(steps=0)[0]==[] # nobody wanted it to
+    def look():
+        with still.no_bar(): still.lr_find(num_it=5, show_plot=False, suggest_funcs=None)
+    assert told(look)==[]
+    assert fit(warmup=9)[0]==[] # not yet
+
+# --- recalibrated statistics ---------------------------------------------------------------------------------------------
+
+@pytest.fixture(params=['macro', 'micro'])
+def pair(request):
+    "Two networks with the same weights, one recalibrated and one with the batch's statistics, and an architecture."
+    space = dict(macro=MacroSpace(6), micro=MicroSpace(3))[request.param]
+    torch.manual_seed(0)
+    nets = [space.shared_net(1, 10, width=4, bn_eval=o) for o in ('recalibrated', 'batch')]
+    for p in nets[0].parameters(): torch.nn.init.normal_(p, std=.3)
+    nets[1].load_state_dict(nets[0].state_dict())
+    for o in nets: o.eval().arch = space.archs(space.random(1, seed=3))[0]
+    return nets
+
+@torch.no_grad()
+def test_recalibrated_predictions_are_an_images_own(pair):
+    net, batch = pair
+    seen, x = torch.rand(40,1,8,8), torch.rand(9,1,8,8)
+    net.calibrate(seen)
+    want = batch(seen)
+    assert torch.allclose(net(seen), want, atol=1e-5) # by the statistics of those images
+    together = net(x)
+    assert together.shape==(9,10) and together.std(0).min()>1e-3
+    for i in range(9): assert torch.allclose(net(x[i:i+1]), together[i:i+1], atol=1e-5)
+    other = torch.cat([x[:3], 50*torch.rand(20,1,8,8)])
+    assert torch.allclose(net(other)[:3], together[:3], atol=1e-5) and not torch.allclose(batch(other)[:3], batch(x)[:3], atol=1e-2)
+
+def test_recalibrated_training_is_by_the_batch(pair):
+    net, batch = pair
+    net.calibrate(torch.rand(40,1,8,8))
+    x = torch.rand(8,1,8,8)
+    for o in pair: o.train()
+    def run(o): torch.manual_seed(0); return o(x) # for dropout
+    a, b = ((o[0] if isinstance(o, tuple) else o) for o in map(run, pair))
+    assert a.shape==(8,10) and torch.allclose(a, b, atol=1e-6)
+
+def test_recalibrated_statistics_go_along(pair, tmp_path):
+    net, x = pair[0], torch.rand(5,1,8,8)
+    net.calibrate(torch.rand(40,1,8,8))
+    with torch.no_grad(): want = net(x)
+    torch.save(net, tmp_path/'n'); again = torch.load(tmp_path/'n', weights_only=False)
+    with torch.no_grad(): assert torch.equal(again(x), want)
+    assert 'calibration' not in ' '.join(net.state_dict()) # weights fit those of another kind
+    net(x)[0,0].backward() # gradients flow in evaluation, too
+    double = net.to(torch.float64)
+    with torch.no_grad(): assert torch.allclose(double(x.double()).float(), want, atol=1e-4)
+    assert net.to('meta').calibration.device.type=='meta'
+
+@pytest.mark.parametrize('kind', ['macro', 'micro'])
+def test_recalibrated_searches_are_exported(kind, tmp_path):
+    learn = searcher(kind, tmp_path, search=dict(bn_eval='recalibrated'))
+    with learn.no_bar():
+        learn.fit(1)
+        learn.derive(3)
+        x = learn.dls.valid.dataset.tensors[0][0]
+        want = learn.predict(x)[2]
+        preds = learn.get_preds()[0]
+        for bs in (1, 7): assert torch.allclose(learn.get_preds(dl=learn.dls.valid.new(bs=bs))[0], preds, atol=1e-5)
+    learn.export('r.pkl')
+    loaded = load_learner(learn.path/'r.pkl')
+    with loaded.no_bar(): assert torch.allclose(loaded.predict(x)[2], want, atol=1e-5)
+    with learn.no_bar():
+        learn.model.to('cpu'); assert torch.allclose(learn.predict(x)[2], want, atol=1e-5)
+
+def test_recalibrated_search_on_loaders_of_ones_own(tmp_path):
+    files = folder(tmp_path/'images')
+    dls = ImageDataLoaders.from_folder(files, valid_pct=.4, seed=0, item_tfms=Resize(12), bs=8, num_workers=0, device='cpu')
+    learn = search_learner(dls, SPACE, preset=preset(search=dict(bn_eval='recalibrated')), path=tmp_path)
+    learn.logger = lambda row: None
+    with learn.no_bar():
+        learn.fit(1); learn.derive(2)
+        assert learn.predict(files/'cat'/'0.png')[0] in ('cat','dog','eel')

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import networkx as nx
-import pytest, torch
+import numpy as np, pytest, torch
+from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from enas_nb.macro import MacroNet, MacroSpace, SharedMacroNet, final_conv, shared_conv
@@ -34,6 +35,21 @@ def refused(error, f, *args, **kwargs):
     with pytest.raises(error) as e: f(*args, **kwargs)
     assert '\n' not in str(e.value)
     return str(e.value)
+
+@each_space
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 70), st.integers(0, 2**32-1))
+def test_fair_samples(space, n, seed):
+    "Each choice of a decision as often as any other, but for one; any two decisions independent; a function of the seed."
+    codes = space.fair(n, seed)
+    assert codes.shape==(n, space.length) and codes.dtype.kind=='i' and [o.code for o in space.archs(codes)]==[tuple(o) for o in codes.tolist()]
+    for column,(step,_) in zip(codes.T, space.slots):
+        counts = np.bincount(column, minlength=step.choices)
+        assert counts.sum()==n and len(counts)==step.choices and counts.max()-counts.min()<=(n%step.choices>0)
+        k = step.choices # within each round, too
+        for i in range(0, n-n%k, k): assert sorted(column[i:i+k])==list(range(k))
+    assert np.array_equal(codes, space.fair(n, seed)) and np.array_equal(codes, space.fair(n, np.random.default_rng(seed)))
+    assert n<8 or not np.array_equal(codes, space.fair(n, seed+1))
 
 @each_space
 def test_round_trips(space, tmp_path):
