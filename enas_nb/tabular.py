@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 import torch
+from fastcore.imports import IN_NOTEBOOK
 from .controller import Controller
 from .presets import general, paper
 from .reinforce import Reinforce
@@ -248,17 +249,17 @@ def compare201(
         rows.append(new)
         with path.open('a', newline='') as f:
             csv.DictWriter(f, names, lineterminator='\n').writerow(new)
+    for seed,data in itertools.product(range(20), tables201):
+        run('random search', data, seed, '', random_search)
+        run('evolution', data, seed, '', evolve)
     for arm,theta in policies201.items():
         for lr,seed in itertools.product(rates201, range(100, 110)):
             run(arm, 'cifar10', seed, lr, follow, preset=replace(theta, lr=lr), rewards=3000)
         theta = replace(theta, lr=best_rate(rows, arm))
-        for seed,data in itertools.product(range(20), tables201):
-            run(arm, data, seed, theta.lr, follow, preset=theta)
-    for seed,data in itertools.product(range(20), tables201):
-        theta = replace(_robust, lr=best_rate(rows, 'robust'))
-        run('robust, noise 0.01', data, seed, theta.lr, follow, preset=theta, noise=.01)
-        run('random search', data, seed, '', random_search)
-        run('evolution', data, seed, '', evolve)
+        noises = (0., .01) if arm=='robust' else (0.,)
+        for noise,seed,data in itertools.product(noises, range(20), tables201):
+            name = f'{arm}, noise {noise}' if noise else arm
+            run(name, data, seed, theta.lr, follow, preset=theta, noise=noise)
 
 # %% ../nbs/appendix/tabular.ipynb #7ab1e01c
-if __name__=='__main__': compare201(*sys.argv[1:])
+if __name__=='__main__' and not IN_NOTEBOOK: compare201(*sys.argv[1:]) # one argument: the file
