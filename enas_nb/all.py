@@ -6,6 +6,7 @@ from .draw import *
 from .presets import *
 from .controller import *
 from .reinforce import *
+from .tabular import *
 from .memory import *
 from .data import *
 from .fused import *

@@ -6,7 +6,7 @@ Docs: https://enas-nb.github.io/enas_nb/reinforce.html.md"""
 
 # %% auto #0
 __all__ = ['MovingAverage', 'LeaveOneOut', 'make_baseline', 'ppl_reward', 'loss_reward', 'skip_penalty', 'skip_count', 'finite',
-           'ranks', 'make_credit', 'Reinforce']
+           'ranks', 'rank_credit', 'make_credit', 'Reinforce']
 
 # %% ../nbs/04_reinforce.ipynb #00000004
 import math
@@ -126,6 +126,12 @@ def ranks(
     worse, equal = (r[:,None]>r).sum(1), (r[:,None]==r).sum(1)-1
     return (worse + equal/2).to(rewards.dtype)/(len(r)-1)
 
+def rank_credit(
+    rewards, # [n], n > 1; one that is not finite is last
+):
+    "The chance of each architecture to beat three others of its step: its rank cubed, [n]."
+    return ranks(rewards)**3
+
 def make_credit(
     # `ValueError` for an unknown `credit`, or one that `n_archs` is too small for
     preset:ControllerPreset,
@@ -136,7 +142,7 @@ def make_credit(
         raise ValueError(f"credit is {preset.credit!r}, allowed are 'reward', 'rank'")
     if preset.n_archs<2: raise ValueError('credit by rank needs 2 or more architectures a step, '
                                           f'n_archs is {preset.n_archs}')
-    return ranks
+    return rank_credit
 
 # %% ../nbs/04_reinforce.ipynb #00000016
 class Reinforce:
@@ -153,7 +159,7 @@ class Reinforce:
         walk:Walk, # `n` sampled architectures
         rewards,   # [n], what each of them earned; `ValueError` for another shape
     ):
-        "R + w·H, or rank + w·H: [n]. The entropy has no gradient here, it acts as a reward does."
+        "R + w·H, or rank³ + w·H: [n]. The entropy has no gradient here, it acts as a reward does."
         if rewards.shape!=walk.log_prob.shape:
             raise ValueError(f'rewards are {tuple(rewards.shape)}, '
                              f'one number for each of {len(walk.log_prob)} architectures is wanted')

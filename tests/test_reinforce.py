@@ -9,7 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from enas_nb.controller import Controller, Decision, Walk, reported_entropy
 from enas_nb.presets import paper, released
-from enas_nb.reinforce import LeaveOneOut, MovingAverage, Reinforce, make_baseline, ppl_reward, skip_count, skip_penalty
+from enas_nb.reinforce import (LeaveOneOut, MovingAverage, Reinforce, make_baseline, make_credit, ppl_reward, rank_credit, ranks, skip_count,
+                               skip_penalty)
 from enas_nb.macro import MacroSpace
 from enas_nb.micro import MicroSpace
 from enas_nb.recurrent import RecurrentSpace
@@ -122,18 +123,108 @@ def test_rewards_of_a_wrong_shape():
 def test_presets_build():
     for p in (paper, released): assert Reinforce(Controller(MacroSpace(2), p['macro'].controller)).opt.defaults['lr']==p['macro'].controller.lr
 
+# --- credit by rank, and the bonus -----------------------------------------------------------------------------------------
+
+numbers = st.floats(-100, 100, width=32)
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.one_of(numbers, st.sampled_from([1., 2., math.nan, math.inf, -math.inf])), min_size=2, max_size=12))
+def test_ranks_are_counted_by_hand(rs):
+    "Wins against the others, a tie is half a win; what is no finite number loses against all that is one."
+    true = [o if math.isfinite(o) else -math.inf for o in rs]
+    want = [sum((a>b) + .5*(a==b) for j,b in enumerate(true) if j!=i)/(len(rs)-1) for i,a in enumerate(true)]
+    got = ranks(torch.tensor(rs, dtype=torch.float64))
+    torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float64))
+    assert got.mean().item()==pytest.approx(.5)
+    torch.testing.assert_close(rank_credit(torch.tensor(rs)), torch.tensor(want)**3)
+
+def test_ranks_with_ties():
+    assert ranks(torch.tensor([.9, .1, .9, .5, .9])).tolist()==[.75, 0, .75, .25, .75]
+    assert ranks(torch.full((4,), .7)).tolist()==[.5]*4
+
+GROWING = dict(exp=torch.exp, cube=lambda r: r**3, shift=lambda r: 5*r-7, loss=lambda r: -torch.exp(-r), steep=lambda r: 1e3*torch.sinh(3*r))
+
+@each_baseline
+@pytest.mark.parametrize('name', GROWING)
+def test_a_growing_function_of_the_rewards_changes_nothing(name, baseline):
+    f, moved = GROWING[name], []
+    for g in (lambda r: r, f):
+        rf, gen = make(baseline=baseline, credit='rank', bonus=.1), torch.Generator().manual_seed(2)
+        for i in range(4): rf.step(lambda codes: g(score(codes).double()), gen, done=i/3)
+        moved.append(theta(rf))
+    assert torch.equal(*moved)
+    rf, gen = make(baseline=baseline, bonus=.1), torch.Generator().manual_seed(2)   # rewards do notice
+    for i in range(4): rf.step(lambda codes: f(score(codes).double()), gen, done=i/3)
+    assert not torch.equal(theta(rf), moved[0])
+
+def test_a_step_in_which_all_earn_the_same_moves_nothing():
+    rf = make(credit='rank', baseline='leave-one-out', entropy_weight=0., skip_weight=0.)
+    before = theta(rf)
+    rf.step(lambda codes: torch.full((len(codes),), .4))
+    assert torch.equal(theta(rf), before)
+
+@each_space
+@pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
+def test_a_reward_that_is_not_finite(space, bad):
+    "By rank it is the last; as a reward it is refused before anything moves."
+    def with_bad(codes): return torch.cat([score(codes)[1:], torch.tensor([bad])])
+    def with_low(codes): return torch.cat([score(codes)[1:], torch.tensor([-9.])])
+    moved = []
+    for f in (with_bad, with_low):
+        rf = make(space, credit='rank', baseline='leave-one-out')
+        rf.step(f, torch.Generator().manual_seed(0))
+        moved.append(theta(rf))
+    assert torch.equal(*moved) and moved[0].isfinite().all()
+    rf = make(space)
+    before, average = theta(rf), rf.baseline.value
+    with pytest.raises(ValueError, match='finite numbers only') as e: rf.step(with_bad)
+    assert torch.equal(theta(rf), before) and rf.baseline.value==average and '\n' not in str(e.value)
+
+def test_what_credit_allows():
+    assert make_credit(SMALL)(torch.tensor([.3, .1])).tolist()==pytest.approx([.3, .1])
+    with pytest.raises(ValueError, match="credit is 'place', allowed are 'reward', 'rank'"): make(credit='place')
+    with pytest.raises(ValueError, match='credit by rank needs 2 or more .* n_archs is 1'):  make(credit='rank', n_archs=1)
+
+@each_space
+@pytest.mark.parametrize('done', [0, .25, 1.])
+def test_the_bonus_is_the_entropy_itself_and_falls_to_zero(space, done):
+    rf, plain = (make(space, bonus=b, baseline='leave-one-out', init=1.) for b in (.3, 0.))
+    walk = rf.controller.sample(5)
+    def grad(y): return flat([o for o in torch.autograd.grad(y, list(rf.controller.parameters()), retain_graph=True, allow_unused=True) if o is not None])
+    got  = grad(rf.loss(walk, score(walk.codes), done)) - grad(plain.loss(walk, score(walk.codes), done))
+    of_H = grad(.3*walk.entropy.mean())
+    torch.testing.assert_close(got, -(1-done)*of_H, atol=1e-6, rtol=1e-3)
+    assert of_H.abs().max()>1e-3 and got.any().item()==(done<1)
+
+def test_a_bonus_keeps_the_entropy_and_leaves_at_the_end():
+    def end(bonus, done):
+        rf, gen = make(LISTED, bonus=bonus, baseline='leave-one-out', credit='rank', tanh_constant=5., skip_weight=0., entropy_weight=0.,
+                       n_archs=10, lr=.02), torch.Generator().manual_seed(0)
+        for i in range(120): rf.step(lambda codes: TABLE[codes@PLACE], gen, done=done(i/119))
+        return truth(rf.controller, TABLE).H
+    assert end(.5, lambda x: 0.) > end(.5, lambda x: x)+1 > 1
+    assert end(.5, lambda x: 0.) > end(0., lambda x: 0.)+1
+
+@pytest.mark.parametrize('done', [-.1, 1.01, math.nan])
+def test_done_is_a_share(done):
+    rf = make()
+    before = theta(rf)
+    with pytest.raises(ValueError, match='done is .*, allowed is 0 to 1'): rf.step(score, done=done)
+    assert torch.equal(theta(rf), before)
+
 # --- repeat and resume -----------------------------------------------------------------------------------------------------
 
 @each_space
 @each_baseline
-def test_resume_goes_on_identically(space, baseline, tmp_path):
-    rf, gen = make(space, baseline=baseline), torch.Generator().manual_seed(1)
+@pytest.mark.parametrize('credit', ['reward', 'rank'])
+def test_resume_goes_on_identically(space, baseline, credit, tmp_path):
+    rf, gen = make(space, baseline=baseline, credit=credit, bonus=.1), torch.Generator().manual_seed(1)
     for _ in range(3): rf.step(score, gen)
     torch.save(dict(rf=rf.state_dict(), theta=rf.controller.state_dict(), gen=gen.get_state()), tmp_path/'s.pt')
     for _ in range(3): rf.step(score, gen)
 
     s = torch.load(tmp_path/'s.pt', weights_only=True)                     # tensors and numbers alone
-    again, gen = make(space, baseline=baseline), torch.Generator()
+    again, gen = make(space, baseline=baseline, credit=credit, bonus=.1), torch.Generator()
     again.controller.load_state_dict(s['theta']); again.load_state_dict(s['rf']); gen.set_state(s['gen'])
     for _ in range(3): again.step(score, gen)
     assert torch.equal(theta(again), theta(rf))
@@ -150,7 +241,8 @@ def test_a_generator_repeats_and_leaves_the_global_one_alone():
 
 @each_space
 @each_baseline
-def test_no_tensor_forgets_the_device(plain_lstm_cell, monkeypatch, space, baseline):
+@pytest.mark.parametrize('credit', ['reward', 'rank'])
+def test_no_tensor_forgets_the_device(plain_lstm_cell, monkeypatch, space, baseline, credit):
     "On fake tensors of an accelerator, which refuse to meet one of the CPU. Autograd would want the real thing, so gradients are made up."
     losses = []
     def backward(loss):
@@ -158,7 +250,7 @@ def test_no_tensor_forgets_the_device(plain_lstm_cell, monkeypatch, space, basel
         for p in rf.controller.parameters(): p.grad = torch.zeros_like(p)
     monkeypatch.setattr(torch.Tensor, 'backward', backward)
     with FakeTensorMode():
-        with torch.device('cuda'): c = Controller(space, replace(SMALL, baseline=baseline, entropy_weight=.1, grad_clip=1.))
+        with torch.device('cuda'): c = Controller(space, replace(SMALL, baseline=baseline, entropy_weight=.1, grad_clip=1., credit=credit, bonus=.1))
         rf = Reinforce(c)
         res = [rf.step(score) for _ in range(2)]
     assert len(losses)==2
