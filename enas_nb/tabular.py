@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from fastcore.imports import IN_NOTEBOOK
 from .controller import Controller
-from .presets import general, paper
+from .presets import paper, robust
 from .reinforce import Reinforce
 from .space import Op, SearchSpace, Step, make_graph
 
@@ -206,9 +206,7 @@ def evolve(
     return looks, seen[:rewards]
 
 # %% ../nbs/appendix/tabular.ipynb #7ab1e01a
-_robust = replace(general['images'].controller, hidden=64, tanh_constant=10., temperature=1.,
-                  n_archs=10, betas=(.9,.999), eps=1e-8, grad_clip=None, entropy_weight=0.,
-                  baseline='leave-one-out', credit='rank', bonus=.1)
+_robust = robust['images'].controller
 policies201 = { # what is compared, by name; the learning rate comes from `rates201`
     'robust': _robust, 'ranks alone': replace(_robust, bonus=0.),
     'leave-one-out': replace(_robust, credit='reward', bonus=0.),

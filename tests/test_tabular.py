@@ -8,7 +8,7 @@ import pytest, torch
 
 from enas_nb import tabular
 from enas_nb.controller import Controller
-from enas_nb.presets import general
+from enas_nb.presets import robust
 from enas_nb.reinforce import Reinforce
 from enas_nb.space import arch_from_json
 from enas_nb.tabular import (CellTable, Table201, all_log_probs, best_rate, cell_table, compare201, evolve, follow, policies201, random_search,
@@ -78,7 +78,7 @@ def test_a_table_of_ones_own():
 def test_log_probs_of_all_cells_are_those_of_the_policy():
     for n_lstm in (1, 2):
         torch.manual_seed(0)
-        c = Controller(SPACE, replace(general['images'].controller, hidden=8, init=1., n_lstm=n_lstm))
+        c = Controller(SPACE, replace(robust['images'].controller, hidden=8, init=1., n_lstm=n_lstm))
         got = all_log_probs(c)
         assert got.exp().sum().item()==pytest.approx(1, abs=1e-4) and not got.requires_grad
         torch.testing.assert_close(got, c.score(CellTable.codes.fget(made_up())).log_prob.detach(), atol=1e-5, rtol=1e-5)
