@@ -513,9 +513,9 @@ _how_images = dict(n_cycles=1, T_0=16, lr_max=.1, lr_min=.1, momentum=.9, l2=1e-
                    bn_eval='batch', same_valid=False, paths='fair', reward='loss', reward_bs=500,
                    n_omega=3)
 _how_text = dict(layout='paper', init=.15, embed_p=0., input_p=.1, hidden_p=0., output_p=.1,
-                 opt='adam', sched='one-cycle', epochs=12, lr=1e-2, clip=.25, time_sum=False,
-                 l2=0., alpha=0., beta=0., bn=None, bn_eval=None, carry=False, same_valid=False,
-                 paths='fair')
+                 opt='adam', sched='one-cycle', epochs=6, lr=1e-2, clip=.25, time_sum=False,
+                 l2=0., alpha=0., beta=0., bn='output', bn_eval='batch', carry=False,
+                 same_valid=False, paths='uniform', reward_bs=40)
 _how = dict(macro=_how_images, micro=_how_images, recurrent=_how_text)
 
 def _robust(space):
@@ -528,7 +528,7 @@ robust = {o: _robust(o) for o in _tables} # by name of the space
 _images = dict(width=None, n_layers=None, dropout=None, bs=64, T_mul=2, aux_weight=0.)
 _words  = dict(width=None, bs=20, bptt=35, lr_decay=1., decay_from=0, lr_min=0.)
 _unset  = {o: None for o in ('layout', 'init', 'embed_p', 'input_p', 'hidden_p', 'weight_p',
-                             'output_p')}
+                             'output_p')} # what only a network of ours has
 
 def _any(search, final):
     "For spaces without presets: no sizes."
@@ -539,7 +539,8 @@ robust |= dict( # by task
                 FinalPreset(**_images, n_cycles=1, T_0=16, lr_max=.05, lr_min=0., momentum=.9,
                             l2=1e-4, clip=5., skip=None, sep=None, drop_path=None, cutout=0,
                             all_train=False)),
-    text=_any(TextSearchPreset(**_words | _how_text | _unset, reward_c=80.),
+    text=_any(TextSearchPreset(**_words | _how_text | _unset | dict(bn=None, bn_eval=None),
+                               reward_c=80.),
               TextFinalPreset(**_words, **_unset, opt='adam', sched='one-cycle', epochs=6, lr=1e-2,
                               clip=.25, time_sum=False, l2=0., alpha=0., beta=0., asgd=None)))
 

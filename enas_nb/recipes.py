@@ -168,10 +168,10 @@ recipes = {o.name: o for o in [
                      dict(width=8, n_layers=3, T_0=6, bs=128)), _half, **_three),
     _recipe('text-small', 'docs_dls', dict(bs=20, n_train=80_000, max_vocab=2_000),
         RecurrentSpace(8),
-        _small_text('text-small', 17, dict(width=64, epochs=12), dict(width=64, epochs=6)),
+        _small_text('text-small', 34, dict(width=64), dict(width=64, epochs=6)),
         **_text, **_three),
     _recipe('ptb-small', 'ptb_dls', dict(bs=20, n_train=300_000), RecurrentSpace(8),
-        _small_text('ptb-small', 17, dict(width=64, epochs=12), dict(width=100, epochs=4)),
+        _small_text('ptb-small', 34, dict(width=64), dict(width=100, epochs=4)),
         **_text, **_three)]}
 
 # %% ../nbs/16_recipes.ipynb #338bce69
