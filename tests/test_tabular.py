@@ -106,8 +106,10 @@ def test_noise_moves_the_policy_and_not_what_is_reported():
     assert follow(t, theta, rewards=100, noise=1.)[0] != follow(t, theta, rewards=100)[0]
 
 def test_robust_becomes_sure_of_the_best_percent_of_a_smooth_table():
-    means,_ = follow(made_up(), policies201['robust'], seed=0, rewards=2000)
-    assert means[0] < .67 and means[-1] > .87
+    table = made_up()
+    for seed in (0, 1):
+        means,_ = follow(table, policies201['robust'], seed=seed, rewards=1500)
+        assert means[0] < .67 and min(means[8:]) > table.goal # within 800 rewards, and it stays there
 
 # --- the rows --------------------------------------------------------------------------------------------------------------------
 
