@@ -17,9 +17,9 @@ from .micro import *
 from .recurrent import *
 from .checkpoint import *
 from .train import *
+from .cost import *
 from .search import *
 from .retrain import *
-from .cost import *
 from .evaluate import *
 from .report import *
 from .run import *

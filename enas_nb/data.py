@@ -601,8 +601,7 @@ class Task:
     scores  = None # what an architecture can earn, by name: functions of (predictions, targets)
     item = staticmethod(lambda x: ()) # shape of an item of inputs `x`, as `multiply_adds` takes it
     def __init__(self,
-        dls, # fastai `DataLoaders`; `ValueError` if their batches are no such data
-    ):
+        dls): # fastai `DataLoaders`; `ValueError` if their batches are no such data
         x = self.look(dls)
         self.dls,self.n_in,self.n_out = dls,self.reads(x, dls),get_c(dls) or None
         self.shape = self.item(x)
@@ -670,9 +669,7 @@ class ImageTask(Task):
         try: return dict(value=learn.validate(dl=None if part=='valid' else
                                               open_test(self.dls))[1], parts=None)
         finally: learn.metrics = was
-    def shared(self,
-        scores, # rewards of `score_archs`, a tensor [n]
-        part,   # search part of a preset
-    ):
+    def shared(self, scores, # accuracies of `score_archs`, a tensor [n]
+               part):        # search part of a preset
         "What several architectures reach with the shared weights: their mean accuracy"
         return scores.mean().item()

@@ -358,7 +358,7 @@ def _repr_svg_(self:Arch): return draw(self).svg
 @patch
 def _repr_svg_(self:SearchSpace): return draw(self).svg
 
-# %% ../nbs/02_draw.ipynb #00000046
+# %% ../nbs/02_draw.ipynb #0b0b0006
 _panels = {'loss'      : ('train_loss', 'valid_loss'),
            'accuracy'  : ('accuracy', 'policy_accuracy', 'uniform_accuracy'),
            'reward'    : ('reward', 'baseline'), # among accuracies where they are not negative
@@ -376,6 +376,7 @@ def _curves(history):
         panels['accuracy'] |= panels.pop('reward')
     return {k: v for k,v in panels.items() if v}
 
+# %% ../nbs/02_draw.ipynb #00000046
 def plot_history(history, # A `DataFrame` or a dict of lists, by epoch; other columns are ignored
                  figsize=None, # Width and height in inches; 3.2 by 2.5 a panel
                 ):

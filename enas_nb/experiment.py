@@ -66,6 +66,7 @@ def _epoch(learn, seconds, end=0.):
     return (f'  epoch {learn.epoch+1:3}/{learn.n_epoch}  ' + '  '.join(numbers) +
             f'  {_span((left+end)*seconds)} left'*(left>0))
 
+# %% ../nbs/appendix/experiment.ipynb #0b0b0005
 class ThetaStarts(Callback):
     "A line of the log when θ begins to move on a frozen ω, which may take long."
     order = SearchCallback.order-1
@@ -249,14 +250,15 @@ class Experiment:
         "Training and validation items."
         return self.sizes['train'], self.sizes['valid']
 
-    @property
-    def end(self):
-        "θ's training on a frozen ω, counted in epochs of ω by multiply-adds."
-        if self.recipe.preset.controller.warmup is not None: return 0.
-        macs = spent(self.recipe, 1, 0, *self.parts)
-        return macs['theta']/macs['omega']*self.recipe.preset.search.n_epochs
 
 # %% ../nbs/appendix/experiment.ipynb #1f6d1334
+@patch(as_prop=True)
+def end(self:Experiment):
+    "θ's training on a frozen ω, counted in epochs of ω by multiply-adds."
+    if self.recipe.preset.controller.warmup is not None: return 0.
+    macs = spent(self.recipe, 1, 0, *self.parts)
+    return macs['theta']/macs['omega']*self.recipe.preset.search.n_epochs
+
 @patch
 def uniform(self:Experiment,
             n,          # How many
@@ -338,8 +340,7 @@ def search(self:Experiment,
                                    **recipe.sizes), Stopwatch(self.log, self.end))
     with learn.no_bar(), learn.no_logging():
         learn.fit_preset(cbs=[watch, ThetaStarts(self.log), Checkpoint(folder, log=self.log)])
-    rows, start = _rows(learn), clock(dls.device)
-    arch = learn.derive(recipe.n_derive)
+    rows, start, arch = _rows(learn), clock(dls.device), learn.derive(recipe.n_derive)
     cost = dict(omega=watch.spent-learn.search.theta_seconds, theta=learn.search.theta_seconds,
                 derive=clock(dls.device)-start)
 

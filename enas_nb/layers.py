@@ -186,12 +186,9 @@ def drop_path(x, # [n, c, h, w]
     "Zero all of `x` for some of its images, and scale it for the others."
     return x * x.new_empty(len(x), 1, 1, 1).bernoulli_(1-p).div_(1-p)
 
-# %% ../nbs/07_layers.ipynb #5b1c0f42
-class PathNet(nn.Module):
-    "A network that runs in steps: `begin` makes the first state of images, `step` the next one."
-    # of the last path within `remember`: the images, then each step, with the state after it
-    trail = None
-
+# %% ../nbs/07_layers.ipynb #5b1c0f40
+class Calibrated(nn.Module):
+    "A network that may evaluate with the statistics of some images of its own."
     def __init__(self):
         super().__init__()
         self.register_buffer('calibration', None, persistent=False)
@@ -206,6 +203,12 @@ class PathNet(nn.Module):
     def n_riders(self):
         "How many images ride along at the head of a batch."
         return 0 if self.training or self.calibration is None else len(self.calibration)
+
+# %% ../nbs/07_layers.ipynb #5b1c0f42
+class PathNet(Calibrated):
+    "A network that runs in steps: `begin` makes the first state of images, `step` the next one."
+    # of the last path within `remember`: the images, then each step, with the state after it
+    trail = None
 
     @contextmanager
     def remember(self):

@@ -288,7 +288,7 @@ def fair(self:SearchSpace,
          n=1,    # How many architectures
          seed=0, # An int or a numpy `Generator`
         ):
-    "`n` random encodings, the choices of each decision equally often: an int array [`n`, `length`]."
+    "`n` random encodings, each choice of a decision equally often: an int array [`n`, `length`]."
     rng = np.random.default_rng(seed)
     def column(k): return np.concatenate([rng.permutation(k) for _ in range(-(-n//k))])[:n]
     return np.stack([column(o.choices) for o,_ in self.slots], 1)
