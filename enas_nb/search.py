@@ -1,4 +1,4 @@
-r"""$\omega$ and $\theta$ take turns: first in a loop of a dozen lines, then in a plain fastai `Learner`.
+r"""Shared weights $\omega$ and a policy $\theta$ are trained: first in a loop of a dozen lines, then in a plain fastai `Learner`.
 
 Docs: https://enas-nb.github.io/enas_nb/search.html.md"""
 
@@ -109,7 +109,7 @@ def _copy(net):
 
 # %% ../nbs/12_search.ipynb #8a2319cd
 class SearchCallback(Callback):
-    "The half of ENAS that trains θ: after each epoch's training pass, before its validation."
+    "The half of ENAS that trains θ: after an epoch's training pass, before its validation."
     def __init__(self,
         preset:Preset, # Numbers of θ
         reward_dl:MemoryDL, # Images, or windows of a text, that rewards are measured on
@@ -334,7 +334,7 @@ def search_learner(
     cbs=None, # More callbacks
     **kwargs, # Sizes of the network (`width`, `n_layers`, ...) and arguments of `Learner`
 )->Learner:
-    "A fastai `Learner` that trains the shared weights ω and the policy θ in turns (paper, 2.2)."
+    "A fastai `Learner` that trains the shared weights ω and the policy θ (paper, 2.2)."
     task = find_task(dls)
     preset = pick_preset(preset, space, task.name)
     if warmup is not None: preset = preset.override(controller=dict(warmup=warmup))
@@ -448,7 +448,7 @@ def _merit(scores, terms):
     return scores.argsort(-1).argsort(-1)/max(1, scores.shape[-1]-1) + terms
 
 def _how_sure(i, scores, sizes, terms, generator, n=1000):
-    "How probable is it that architecture `i` is the best? By resampled pieces (bootstrap)."
+    "In which share of resampled pieces does architecture `i` win? (bootstrap)"
     k = len(sizes)
     if k<2: return float('nan')
     draws = torch.randint(k, (n, k), generator=generator, device=sizes.device)
@@ -471,7 +471,7 @@ class Derived(Arch):
     def __init__(self, arch, scores, sure):
         super().__init__(arch.space, arch.code)
         object.__setattr__(self, 'scores', scores) # pairs (`Arch`, score), the best first
-        object.__setattr__(self, 'sure', sure) # how probable is it that no other one is better?
+        object.__setattr__(self, 'sure', sure) # in which share of resampled images does it win?
 
 @patch
 def derive(self:Learner,
