@@ -64,7 +64,10 @@ class Training:
 # %% ../nbs/appendix/presets.ipynb #6e0a11d3
 def phases(paths): # `'policy'`, `'uniform'`, `'fair'`, or pairs of one and its share of the epochs
     "Who trains ω for which share of a fit's epochs, as pairs; `ValueError` for what it cannot be."
-    pairs = ((paths, 1.),) if isinstance(paths, str) else tuple(paths)
+    try: pairs = ((paths, 1.),) if isinstance(paths, str) else tuple((o, float(s)) for o,s in paths)
+    except (TypeError, ValueError):
+        raise ValueError(f"paths is {paths!r}, allowed are 'policy', 'uniform', 'fair', or pairs of "
+                         "one and its share of the epochs") from None
     for who,share in pairs:
         _allowed('paths', who, ('policy', 'uniform', 'fair'))
         if not 0<share<=1: raise ValueError(f'a share of the epochs is {share}, allowed is 0 to 1')
@@ -84,7 +87,8 @@ def who_trains(paths, # As `phases` takes it
 
 def _check_search(part):
     "Refuse what no search can do."
-    phases(part.paths)
+    pairs = phases(part.paths)
+    if not isinstance(part.paths, str): object.__setattr__(part, 'paths', pairs) # of JSON, too
     if part.n_omega<1: raise ValueError(f'n_omega is {part.n_omega}, allowed is 1 or more')
 
 # %% ../nbs/appendix/presets.ipynb #f0dd8f9b
@@ -223,6 +227,11 @@ class Preset:
                     raise ValueError(f"{part} settings have no {k!r}, "
                                      f"allowed are {', '.join(known)}")
         return replace(self, **{k: replace(getattr(self, k), **d) for k,d in parts.items()})
+
+    def __post_init__(self):
+        if self.controller.warmup is None and 'policy' in dict(phases(self.search.paths)):
+            raise ValueError("paths has 'policy' and warmup is None: the policy moves at the end "
+                             "only, so its paths would be random; say 'uniform', or a warmup")
 
     def to_dict(self): "Plain JSON-able data."; return asdict(self)
 

@@ -119,26 +119,37 @@ class SearchCallback(Callback):
         self.preset, self.reward_dl, self.reward, self.seed = preset, reward_dl, reward, seed
         self.trained, self.theta_seconds, self.reinforce, self.stats = 0, 0., None, {}
         self.earlier = [] # ω at the ends of the epochs before, the oldest first
+        self.saw = None # what has moved in this fit: ω, then θ
 
     def before_fit(self):
         self.reinforce = self.reinforce or Reinforce(self.model.controller, self.preset.controller)
     def before_train(self):
+        if not self.repeat.looking: self.saw = 'ω'
         n = self.preset.search.n_omega-1
         if n and self.trained and not self.repeat.looking:
             self.earlier = [*self.earlier, _copy(self.model.net)][-n:]
     def after_train(self):
-        if not self.repeat.looking and self.moves: self.train_theta()
+        if not self.repeat.looking and self.moves: self.saw = 'θ'; self.train_theta()
     def after_epoch(self): self.trained += self.child.in_epoch and not self.repeat.looking
     def after_fit(self):
-        if not self.repeat.looking and self.undecided:
+        if self.saw=='θ' and self.undecided:
             warnings.warn(f"θ has hardly moved: its entropy is {self.stats['entropy']:.2f} of "
                           f'{self.most:.2f} nats. What `derive` samples is random search')
+        if self.saw=='ω' and not self.stats:
+            when = ('the end of a fit, and this one stopped before' if self.whole else
+                    f'epoch {self.preset.controller.warmup} of ω, and {self.trained} are trained')
+            warnings.warn(f'θ has not moved: its turn is {when}. `derive` is random search')
+        self.saw = None
 
     @property
     def moves(self):
         "Does θ move after this epoch's training pass?"
-        warmup = self.preset.controller.warmup
-        return self.epoch==self.n_epoch-1 if warmup is None else self.trained>=warmup
+        return (self.epoch==self.n_epoch-1 if self.whole else
+                self.trained>=self.preset.controller.warmup)
+    @property
+    def whole(self):
+        "Does θ move once, at the end of a fit?"
+        return self.preset.controller.warmup is None
     @property
     def most(self):
         "The entropy of a policy that likes all architectures alike, in nats."
@@ -192,18 +203,17 @@ def train_theta(self:SearchCallback):
     part, theta, start = self.preset.search, self.preset.controller, clock(self.dls.device)
     size = min(part.reward_bs or part.bs, len(self.reward_dl.dataset))
     net, space, stats = self.model.net, self.model.controller.space, []
-    whole = theta.warmup is None # θ's whole training, at the end
-    n = theta.n_steps(self.n_epoch) if whole else theta.steps
+    n = theta.n_steps(self.n_epoch) if self.whole else theta.steps
     with evaluates(net):
         for i in self._bar(range(n)):
             # made on the device
             batch = random_batch(self.reward_dl, size, self.generator('reward', i))
             score = lambda codes: score_batch(net, space.archs(codes), batch, self.reward,
                                               self._autocast())
-            done = i/n if whole else (self.epoch+i/n)/self.n_epoch
+            done = i/n if self.whole else (self.epoch+i/n)/self.n_epoch
             with self.at_omega(i):
                 stats.append(self.reinforce.step(score, self.generator('theta', i), done))
-    if whole: stats = stats[-n//10:] # the mean of the last ones
+    if self.whole: stats = stats[-n//10:] # the mean of the last ones
     if stats: self.stats = {k: torch.stack([o[k] for o in stats]).mean().item() for k in stats[0]}
     self.stats['baseline'] = float(self.reinforce.baseline.value)
     self.theta_seconds += clock(self.dls.device)-start
@@ -362,8 +372,13 @@ def search_learner(
     return learn
 
 def _riders(dl, n=256):
-    "Training images whose statistics a recalibrated network evaluates with."
-    return random_batch(dl, min(n, len(dl.dataset)), rng(0, 'calibration'))[0].as_subclass(Tensor)
+    "Training images, not augmented, whose statistics a recalibrated network evaluates with."
+    n, generator = min(n, len(dl.dataset)), rng(0, 'calibration')
+    if isinstance(dl, MemoryDL): return random_batch(dl, n, generator)[0].as_subclass(Tensor)
+    idxs = torch.randperm(len(dl.dataset), generator=generator)[:n].tolist()
+    with dl.dataset.set_split_idx(1):
+        batches = [b[0] for b in dl.new(get_idxs=lambda: idxs, drop_last=False)]
+    return torch.cat(batches).as_subclass(Tensor)
 
 # %% ../nbs/12_search.ipynb #6e0a11e1
 def _pieces(metric, size=50):
@@ -455,7 +470,9 @@ def _how_sure(i, scores, sizes, terms, generator, n=1000):
     weights = sizes*torch.zeros(n, k, device=sizes.device).scatter_add_(
         1, draws, torch.ones(n, k, device=sizes.device))
     means = weights@scores.T/weights.sum(1, keepdim=True) # [n, architectures]
-    return (_merit(means, terms).argmax(1)==i).float().mean().item()
+    merit = _merit(means, terms)
+    best  = merit==merit.amax(1, keepdim=True) # equal ones share a draw
+    return (best[:,i]/best.sum(1)).mean().item()
 
 @patch
 def _size_terms(self:Learner, archs, size):
