@@ -66,8 +66,8 @@ def phases(paths): # `'policy'`, `'uniform'`, `'fair'`, or pairs of one and its 
     "Who trains ω for which share of a fit's epochs, as pairs; `ValueError` for what it cannot be."
     try: pairs = ((paths, 1.),) if isinstance(paths, str) else tuple((o, float(s)) for o,s in paths)
     except (TypeError, ValueError):
-        raise ValueError(f"paths is {paths!r}, allowed are 'policy', 'uniform', 'fair', or pairs of "
-                         "one and its share of the epochs") from None
+        raise ValueError(f"paths is {paths!r}, allowed are 'policy', 'uniform', 'fair', "
+                         "or pairs of one and its share of the epochs") from None
     for who,share in pairs:
         _allowed('paths', who, ('policy', 'uniform', 'fair'))
         if not 0<share<=1: raise ValueError(f'a share of the epochs is {share}, allowed is 0 to 1')

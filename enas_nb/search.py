@@ -78,7 +78,7 @@ class Supernet(nn.Module):
 
     @property
     def arch(self):
-        "The architecture that runs outside `fit`, as `derive` sets it; None: samples of the policy."
+        "The architecture outside `fit`, as `derive` sets it; None: samples of the policy."
         return self._arch
     @arch.setter
     def arch(self, arch):
@@ -133,33 +133,18 @@ class SearchCallback(Callback):
     def after_epoch(self): self.trained += self.child.in_epoch and not self.repeat.looking
     def after_fit(self):
         if self.saw=='θ' and self.undecided:
-            warnings.warn(f"θ has hardly moved: its entropy is {self.stats['entropy']:.2f} of "
-                          f'{self.most:.2f} nats. What `derive` samples is random search')
+            _warn(f"θ has hardly moved: its entropy is {self.stats['entropy']:.2f} of "
+                  f'{self.most:.2f} nats. What `derive` samples is random search')
         if self.saw=='ω' and not self.stats:
             when = ('the end of a fit, and this one stopped before' if self.whole else
                     f'epoch {self.preset.controller.warmup} of ω, and {self.trained} are trained')
-            warnings.warn(f'θ has not moved: its turn is {when}. `derive` is random search')
+            _warn(f'θ has not moved: its turn is {when}. `derive` is random search')
         self.saw = None
 
-    @property
-    def moves(self):
-        "Does θ move after this epoch's training pass?"
-        return (self.epoch==self.n_epoch-1 if self.whole else
-                self.trained>=self.preset.controller.warmup)
-    @property
-    def whole(self):
-        "Does θ move once, at the end of a fit?"
-        return self.preset.controller.warmup is None
-    @property
-    def most(self):
-        "The entropy of a policy that likes all architectures alike, in nats."
-        return math.log(self.model.controller.space.size)
-    @property
-    def undecided(self):
-        "Has θ moved, and is its entropy still above 95% of the most?"
-        return self.stats.get('entropy', 0.) > .95*self.most
-
     def __getstate__(self): return {**self.__dict__, 'reward_dl': None} # no data in an export
+
+def _warn(text): # by the library's name: the line of a file would tell nobody anything
+    warnings.warn_explicit(text, UserWarning, 'enas_nb.search', 1)
 
 # %% ../nbs/12_search.ipynb #f8c2fc1a
 @patch
@@ -185,6 +170,17 @@ def value(self:SearchCallback,
     "The last mean of θ's steps; nan before the first."
     return self.stats.get(name, float('nan'))
 
+@patch(as_prop=True)
+def moves(self:SearchCallback):
+    "Does θ move after this epoch's training pass?"
+    return (self.epoch==self.n_epoch-1 if self.whole else
+            self.trained>=self.preset.controller.warmup)
+
+@patch(as_prop=True)
+def whole(self:SearchCallback):
+    "Does θ move once, at the end of a fit?"
+    return self.preset.controller.warmup is None
+
 # %% ../nbs/12_search.ipynb #6e0a11f2
 @patch
 def omega_paths(self:SearchCallback,
@@ -195,6 +191,28 @@ def omega_paths(self:SearchCallback,
     if who=='policy': return self.paths('path', n)
     seed = rng(self.seed, 'path', self.trained).initial_seed()
     return space.archs((space.fair if who=='fair' else space.random)(n, seed))
+
+@patch
+@contextmanager
+def at_omega(self:SearchCallback,
+             i): # Which of the kept ω, modulo their number; -1 is the last
+    "The network with an ω of an earlier epoch; afterwards the last one is back."
+    i = i%(len(self.earlier)+1)
+    if i==len(self.earlier): yield; return
+    last = _copy(self.model.net)
+    self.model.net.load_state_dict(self.earlier[i])
+    try: yield
+    finally: self.model.net.load_state_dict(last)
+
+@patch(as_prop=True)
+def most(self:SearchCallback):
+    "The entropy of a policy that likes all architectures alike, in nats."
+    return math.log(self.model.controller.space.size)
+
+@patch(as_prop=True)
+def undecided(self:SearchCallback):
+    "Has θ moved, and is its entropy still above 95% of the most?"
+    return self.stats.get('entropy', 0.) > .95*self.most
 
 # %% ../nbs/12_search.ipynb #9fcbc64f
 @patch
@@ -217,18 +235,6 @@ def train_theta(self:SearchCallback):
     if stats: self.stats = {k: torch.stack([o[k] for o in stats]).mean().item() for k in stats[0]}
     self.stats['baseline'] = float(self.reinforce.baseline.value)
     self.theta_seconds += clock(self.dls.device)-start
-
-@patch
-@contextmanager
-def at_omega(self:SearchCallback,
-             i): # Which of the kept ω, modulo their number; -1 is the last
-    "The network with an ω of an earlier epoch; afterwards the last one is back."
-    i = i%(len(self.earlier)+1)
-    if i==len(self.earlier): yield; return
-    last = _copy(self.model.net)
-    self.model.net.load_state_dict(self.earlier[i])
-    try: yield
-    finally: self.model.net.load_state_dict(last)
 
 @patch
 def _bar(self:SearchCallback, o):
@@ -329,6 +335,15 @@ def learner_args(part, # The search or final part of a preset
     return dict(loss_func=loss_func or task.loss(), opt_func=optimizer(part), lr=part.peak_lr,
                 wd=l2_decay(part.l2))
 
+def _riders(dl, n=256):
+    "Training images, not augmented, whose statistics a recalibrated network evaluates with."
+    n, generator = min(n, len(dl.dataset)), rng(0, 'calibration')
+    if isinstance(dl, MemoryDL): return random_batch(dl, n, generator)[0].as_subclass(Tensor)
+    idxs = torch.randperm(len(dl.dataset), generator=generator)[:n].tolist()
+    with dl.dataset.set_split_idx(1):
+        batches = [b[0] for b in dl.new(get_idxs=lambda: idxs, drop_last=False)]
+    return torch.cat(batches).as_subclass(Tensor)
+
 # %% ../nbs/12_search.ipynb #3608cb62
 def search_learner(
     dls, # Image or language-model `DataLoaders`; `valid` is split into `reward` and `select`
@@ -353,32 +368,22 @@ def search_learner(
         net = build_net(space.shared_net, task.n_in, n_out or task.n_out,
                         **space.sizes(part) | sizes)
     elif sizes: raise TypeError(f"the network is given, so {', '.join(sizes)} cannot be set")
-    if not hasattr(net, 'arch'):
-        raise TypeError(f'{type(net).__name__} has no `arch` that a search could set')
+    if not hasattr(net, 'arch'): raise TypeError(f'{type(net).__name__} has no `arch` to set')
     reward_dl, dls = task.halves(seed, part.same_valid)
-    model = (Supernet(net, Controller(space, preset.controller))
-             .to(memory_format=torch.channels_last))
+    model = Supernet(net, Controller(space, preset.controller))
+    model = model.to(memory_format=torch.channels_last)
     search, parts = (SearchCallback(preset, reward_dl, reward or task.reward(part), seed),
                      preset_cbs(part))
     values = [ValueMetric(partial(search.value, o), o) for o in ('reward', 'entropy', 'baseline')]
     values += [ValueMetric(partial(getattr, o, 'skipped'), 'skipped')
                for o in parts if isinstance(o, FiniteClip)]
-    if metrics is None: metrics = task.search_metric()
+    metrics = task.search_metric() if metrics is None else metrics
     learn = Learner(dls, model, metrics=[*L(metrics), *values],
                     cbs=[search, ChildCallback(), RepeatCallback(), *parts, *L(cbs)],
                     **dict(splitter=omega) | learner_args(part, task, loss_func) | learner)
     learn.part, model.like = part, (task.n_in, n_out or task.n_out)
     if getattr(net, 'bn_eval', None)=='recalibrated': net.calibrate(_riders(learn.dls.train))
     return learn
-
-def _riders(dl, n=256):
-    "Training images, not augmented, whose statistics a recalibrated network evaluates with."
-    n, generator = min(n, len(dl.dataset)), rng(0, 'calibration')
-    if isinstance(dl, MemoryDL): return random_batch(dl, n, generator)[0].as_subclass(Tensor)
-    idxs = torch.randperm(len(dl.dataset), generator=generator)[:n].tolist()
-    with dl.dataset.set_split_idx(1):
-        batches = [b[0] for b in dl.new(get_idxs=lambda: idxs, drop_last=False)]
-    return torch.cat(batches).as_subclass(Tensor)
 
 # %% ../nbs/12_search.ipynb #6e0a11e1
 def _pieces(metric, size=50):
