@@ -151,10 +151,10 @@ _text = dict(n_derive=10, n_look=12, lstm=True)
 
 recipes = {o.name: o for o in [
     _recipe('digits-macro', 'digits_dls', dict(bs=64), MacroSpace(6),
-        _small_macro('digits-macro', 17, dict(width=12, T_0=12),
+        _small_macro('digits-macro', 8, dict(width=12, T_0=12),
                      dict(width=8, T_0=14, dropout=.3, bs=64)), **_three),
     _recipe('digits-micro', 'digits_dls', dict(bs=64), MicroSpace(4, **_unbiased),
-        _small_micro('digits-micro', 8, dict(width=8, n_layers=3, T_0=24),
+        _small_micro('digits-micro', 4, dict(width=8, n_layers=3, T_0=24),
                      dict(width=8, n_layers=3, T_0=12, bs=64)), **_three),
     _recipe('fashion-macro', 'fashion_dls', dict(bs=128, n_train=10_000), MacroSpace(6),
         _small_macro('fashion-macro', 17, dict(width=16, T_0=12),
