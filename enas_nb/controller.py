@@ -40,10 +40,11 @@ class Walk(NamedTuple):
     decisions: tuple       # the `Decision`s, in the order of the policy
 
 # %% ../nbs/03_controller.ipynb #0000000d
-def _fixed_logits(step):
+def _fixed_logits(step, biased):
     "What is added to the logits of a step, whatever the policy thinks: [choices], or nothing."
-    if not (step.bias or step.locality): return None
-    z = torch.tensor(step.bias or [0.]*step.n)
+    bias = step.bias if biased else None
+    if not (bias or step.locality): return None
+    z = torch.tensor(bias or [0.]*step.n)
     return z - (torch.arange(step.n, 0, -1)**2)/6 if step.locality else z
 
 class Controller(nn.Module):
@@ -61,11 +62,12 @@ class Controller(nn.Module):
         self.op_emb, self.op_out = nn.Embedding(n, H), nn.Linear(H, n, bias=False)
         self.key, self.query = nn.Linear(H, H, bias=False), nn.Linear(H, H, bias=False)
         self.v = nn.Linear(H, 1, bias=False)
-        self.op_bias = nn.Parameter(torch.tensor(space.op_bias)) if space.op_bias else None
+        biased = space.op_bias and preset.biased
+        self.op_bias = nn.Parameter(torch.tensor(space.op_bias)) if biased else None
         for name,p in self.named_parameters():
             if name!='op_bias': nn.init.uniform_(p, -preset.init, preset.init)
         for i,step in enumerate(space.steps): # constants move with θ, and are not saved
-            self.register_buffer(f'fixed{i}', _fixed_logits(step), persistent=False)
+            self.register_buffer(f'fixed{i}', _fixed_logits(step, preset.biased), persistent=False)
 
     @property
     def device(self): "Where θ lives."; return self.start.device

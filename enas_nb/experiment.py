@@ -357,7 +357,7 @@ def search(self:Experiment,
                  *pass_cost))
     theta = recipe.preset.controller
     policy = dict(steps=theta.n_steps(part.n_epochs),
-                  entropy=learn.search.value('entropy'), max_entropy=math.log(recipe.space.size))
+                  entropy=learn.search.value('entropy'), max_entropy=learn.search.most)
     if not policy['steps']: policy['entropy'] = None
     learn.save_search(run.path/'search.safetensors')
     write_search(run.path, arch, pd.DataFrame(rows).rename_axis('epoch'))

@@ -43,6 +43,7 @@ class ControllerPreset:
     warmup: int|None       # epochs of ω before θ moves; None: it moves at the end, ω frozen
     credit: str = 'reward' # what moves θ: an architecture's `'reward'`, or its `'rank'` in the step
     bonus: float = 0.      # weight of the entropy itself in the loss at first; 0 at θ's last step
+    biased: bool = True    # do fixed biases of the space act, as micro's for separable convolutions?
 
     def __post_init__(self): _allowed('credit', self.credit, ('reward', 'rank'))
     def n_steps(self, n): # Epochs of a fit
@@ -517,7 +518,7 @@ enas_lm  = dict(recurrent=_preset('enas_lm', 'recurrent'))
 _theta = dict(hidden=64, n_lstm=1, init=.1, tanh_constant=10., temperature=1., op_tanh_reduce=1.,
               lr=1e-2, betas=(.9,.999), eps=1e-8, grad_clip=None, entropy_weight=0.,
               baseline='leave-one-out', baseline_decay=.99, skip_target=None, skip_weight=0.,
-              steps=20, n_archs=10, warmup=None, credit='rank', bonus=.1)
+              steps=20, n_archs=10, warmup=None, credit='rank', bonus=.1, biased=False)
 _how_images = dict(n_cycles=1, T_0=16, lr_max=.1, lr_min=.1, momentum=.9, l2=1e-4, clip=5.,
                    bn_eval='batch', same_valid=False, paths='fair', reward='loss', reward_bs=500,
                    n_omega=3)

@@ -22,7 +22,7 @@ from fastai.learner import Learner, ValueMetric, trainable_params
 from fastai.metrics import accuracy
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
-from .space import Arch, SearchSpace
+from .space import Arch, SearchSpace, _int
 from .presets import Preset, robust, who_trains
 from .controller import Controller
 from .reinforce import Reinforce
@@ -31,6 +31,7 @@ from .data import ImageTask
 from .text import TextTask, find_task
 from .checkpoint import check_state, learn_state, load_learn_state, read_state, write_state
 from .cost import count_params
+from .layers import Calibrated
 from .train import FiniteClip, OwnEvents, clock, l2_decay, optimizer, preset_cbs, with_grad
 
 # %% ../nbs/12_search.ipynb #0000000d
@@ -60,7 +61,8 @@ def score_batch(net,   # A shared network; `remember` computes what architecture
             for arch in sorted(set(archs), key=lambda o: o.code):
                 net.arch = arch
                 if hasattr(net, 'reset'): net.reset()
-                with autocast: res[arch] = metric(net(*xs), y).as_subclass(torch.Tensor)
+                with autocast: said = metric(net(*xs), y)
+                res[arch] = torch.as_tensor(said, device=y.device).as_subclass(torch.Tensor)
     finally:
         net.arch = was
         if hasattr(net, 'reset'): net.hidden = hidden
@@ -119,32 +121,22 @@ class SearchCallback(Callback):
         self.preset, self.reward_dl, self.reward, self.seed = preset, reward_dl, reward, seed
         self.trained, self.theta_seconds, self.reinforce, self.stats = 0, 0., None, {}
         self.earlier = [] # ω at the ends of the epochs before, the oldest first
-        self.saw = None # what has moved in this fit: ω, then θ
+        self.saw = self.first = None # what has moved in this fit: ω, then θ; θ's first entropy
 
     def before_fit(self):
         self.reinforce = self.reinforce or Reinforce(self.model.controller, self.preset.controller)
     def before_train(self):
+        if not self.trained: self.try_reward()
         if not self.repeat.looking: self.saw = 'ω'
+        if self.trained and not self.repeat.looking: self._keep(_copy(self.model.net))
+    def _keep(self, *omega): # no more than the preset says
         n = self.preset.search.n_omega-1
-        if n and self.trained and not self.repeat.looking:
-            self.earlier = [*self.earlier, _copy(self.model.net)][-n:]
+        self.earlier = [*self.earlier, *omega][-n:] if n else []
     def after_train(self):
         if not self.repeat.looking and self.moves: self.saw = 'θ'; self.train_theta()
     def after_epoch(self): self.trained += self.child.in_epoch and not self.repeat.looking
-    def after_fit(self):
-        if self.saw=='θ' and self.undecided:
-            _warn(f"θ has hardly moved: its entropy is {self.stats['entropy']:.2f} of "
-                  f'{self.most:.2f} nats. What `derive` samples is random search')
-        if self.saw=='ω' and not self.stats:
-            when = ('the end of a fit, and this one stopped before' if self.whole else
-                    f'epoch {self.preset.controller.warmup} of ω, and {self.trained} are trained')
-            _warn(f'θ has not moved: its turn is {when}. `derive` is random search')
-        self.saw = None
 
     def __getstate__(self): return {**self.__dict__, 'reward_dl': None} # no data in an export
-
-def _warn(text): # by the library's name: the line of a file would tell nobody anything
-    warnings.warn_explicit(text, UserWarning, 'enas_nb.search', 1)
 
 # %% ../nbs/12_search.ipynb #f8c2fc1a
 @patch
@@ -181,6 +173,45 @@ def whole(self:SearchCallback):
     "Does θ move once, at the end of a fit?"
     return self.preset.controller.warmup is None
 
+# %% ../nbs/12_search.ipynb #6e0a11f8
+def _warn(text): # by the library's name: the line of a file would tell nobody anything
+    warnings.warn_explicit(text, UserWarning, 'enas_nb.search', 1)
+
+@patch
+def after_fit(self:SearchCallback):
+    if self.saw=='θ' and self.undecided:
+        _warn(f"θ has hardly moved: its entropy is {self.stats['entropy']:.2f} of "
+              f'{self.most:.2f} nats. What `derive` samples is random search')
+    if self.saw=='ω' and 'entropy' not in self.stats:
+        when = ('the end of a fit, and this one stopped before' if self.whole else
+                f'epoch {self.preset.controller.warmup} of ω, and {self.trained} are trained')
+        _warn(f'θ has not moved: its turn is {when}. `derive` is random search')
+    self.saw = None
+
+@patch
+def entropy(self:SearchCallback):
+    "The policy's entropy as it is, in nats: the mean over 200 samples."
+    with torch.no_grad():
+        return self.model.controller.sample(200, self.generator('entropy')).entropy.mean().item()
+
+@patch
+def share(self:SearchCallback,
+          part): # Of this epoch's steps that are done, 0 to 1
+    "How much of θ's turns in this fit is over, 0 to 1."
+    first = max(0, self.epoch-(self.trained-self.preset.controller.warmup)) # θ's first epoch
+    return (self.epoch-first+part)/(self.n_epoch-first)
+
+@patch
+def try_reward(self:SearchCallback):
+    "Ask for one reward before anything is trained: a wrong function is found out now."
+    batch = random_batch(self.reward_dl, min(8, len(self.reward_dl.dataset)), rng(0, 'try'))
+    net = self.model.to(self.dls.device).net
+    try: said = score_batch(net, self.paths('try', 1), batch, self.reward, self._autocast())
+    except (TypeError, ValueError, AttributeError, RuntimeError, AssertionError) as e:
+        raise ValueError(f'the reward cannot be computed of (predictions, targets): {e}') from e
+    if said.shape!=(1,): raise ValueError('a reward is one number for a batch, '
+                                          f'this one has the shape {tuple(said.shape[1:])}')
+
 # %% ../nbs/12_search.ipynb #6e0a11f2
 @patch
 def omega_paths(self:SearchCallback,
@@ -206,8 +237,8 @@ def at_omega(self:SearchCallback,
 
 @patch(as_prop=True)
 def most(self:SearchCallback):
-    "The entropy of a policy that likes all architectures alike, in nats."
-    return math.log(self.model.controller.space.size)
+    "The policy's entropy before it first moved, in nats; without a fixed bias, the most there is."
+    return self.first or math.log(self.model.controller.space.size)
 
 @patch(as_prop=True)
 def undecided(self:SearchCallback):
@@ -222,13 +253,14 @@ def train_theta(self:SearchCallback):
     size = min(part.reward_bs or part.bs, len(self.reward_dl.dataset))
     net, space, stats = self.model.net, self.model.controller.space, []
     n = theta.n_steps(self.n_epoch) if self.whole else theta.steps
+    if self.first is None: self.first = self.entropy()
     with evaluates(net):
         for i in self._bar(range(n)):
             # made on the device
             batch = random_batch(self.reward_dl, size, self.generator('reward', i))
             score = lambda codes: score_batch(net, space.archs(codes), batch, self.reward,
                                               self._autocast())
-            done = i/n if self.whole else (self.epoch+i/n)/self.n_epoch
+            done = i/n if self.whole else self.share(i/n)
             with self.at_omega(i):
                 stats.append(self.reinforce.step(score, self.generator('theta', i), done))
     if self.whole: stats = stats[-n//10:] # the mean of the last ones
@@ -291,6 +323,15 @@ class RepeatCallback(Callback):
         if self.looking: self.looking(); self.looking = None
     def __getstate__(self): return {k: v for k,v in self.__dict__.items() if k!='looking'}
 
+def _riders(dl, n=256):
+    "Training images, not augmented, whose statistics a recalibrated network evaluates with."
+    n, generator = min(n, len(dl.dataset)), rng(0, 'calibration')
+    if isinstance(dl, MemoryDL): return random_batch(dl, n, generator)[0].as_subclass(Tensor)
+    idxs = torch.randperm(len(dl.dataset), generator=generator)[:n].tolist()
+    with dl.dataset.set_split_idx(1):
+        batches = [b[0] for b in dl.new(get_idxs=lambda: idxs, drop_last=False)]
+    return torch.cat(batches).as_subclass(Tensor)
+
 # %% ../nbs/12_search.ipynb #b7f99e2d
 def pick_preset(preset, # A `Preset`, the name of one of the space's, or None for its default
                 space, # The space that it is for; one without presets gets `robust`
@@ -306,6 +347,15 @@ def pick_preset(preset, # A `Preset`, the name of one of the space's, or None fo
     if preset.search.task!=task:
         raise ValueError(f'preset {preset.name!r} is for {preset.search.task}, the data are {task}')
     return preset
+
+def _reward(reward, task, part):
+    "The function that is meant: a name, a function, or None for the preset's."
+    if reward is None: return task.reward(part)
+    if isinstance(reward, str): reward = task.scores.get(reward, reward)
+    if not callable(reward):
+        raise ValueError(f"reward is {reward!r}, allowed are a function of (predictions, targets), "
+                         f"{', '.join(map(repr, task.scores))}")
+    return reward
 
 # %% ../nbs/12_search.ipynb #5606f9ed
 def split_kwargs(kwargs): # Of a factory
@@ -335,22 +385,13 @@ def learner_args(part, # The search or final part of a preset
     return dict(loss_func=loss_func or task.loss(), opt_func=optimizer(part), lr=part.peak_lr,
                 wd=l2_decay(part.l2))
 
-def _riders(dl, n=256):
-    "Training images, not augmented, whose statistics a recalibrated network evaluates with."
-    n, generator = min(n, len(dl.dataset)), rng(0, 'calibration')
-    if isinstance(dl, MemoryDL): return random_batch(dl, n, generator)[0].as_subclass(Tensor)
-    idxs = torch.randperm(len(dl.dataset), generator=generator)[:n].tolist()
-    with dl.dataset.set_split_idx(1):
-        batches = [b[0] for b in dl.new(get_idxs=lambda: idxs, drop_last=False)]
-    return torch.cat(batches).as_subclass(Tensor)
-
 # %% ../nbs/12_search.ipynb #3608cb62
 def search_learner(
     dls, # Image or language-model `DataLoaders`; `valid` is split into `reward` and `select`
     space:SearchSpace, # The space to search
     net=None, # A shared network of your own, with an `arch` to set; `space.shared_net(...)` if None
     preset=None, # A `Preset`, or the name of one of the space's; its default by default
-    reward=None, # Function of (predictions, targets): the more the better; the task's by default
+    reward=None, # `'accuracy'`, `'loss'`, or a function of (predictions, targets); the preset's
     seed=0, # Of the split, the paths, θ's samples; torch's own for first weights and dropout
     warmup=None, # Epochs of ω before θ moves; the preset's by default
     metrics=None, # Of the validation row, over the policy's architectures; the task's by default
@@ -363,26 +404,26 @@ def search_learner(
     task = find_task(dls)
     preset = pick_preset(preset, space, task.name)
     if warmup is not None: preset = preset.override(controller=dict(warmup=warmup))
-    part, (learner, sizes) = preset.search, split_kwargs(kwargs)
+    part, (learner, sizes), n_out = preset.search, split_kwargs(kwargs), n_out or task.n_out
     if net is None:
-        net = build_net(space.shared_net, task.n_in, n_out or task.n_out,
-                        **space.sizes(part) | sizes)
+        net = build_net(space.shared_net, task.n_in, n_out, **space.sizes(part) | sizes)
     elif sizes: raise TypeError(f"the network is given, so {', '.join(sizes)} cannot be set")
     if not hasattr(net, 'arch'): raise TypeError(f'{type(net).__name__} has no `arch` to set')
     reward_dl, dls = task.halves(seed, part.same_valid)
-    model = Supernet(net, Controller(space, preset.controller))
-    model = model.to(memory_format=torch.channels_last)
-    search, parts = (SearchCallback(preset, reward_dl, reward or task.reward(part), seed),
-                     preset_cbs(part))
+    model = Supernet(net, Controller(space, preset.controller)).to(
+        memory_format=torch.channels_last)
+    search = SearchCallback(preset, reward_dl, _reward(reward, task, part), seed)
+    parts  = preset_cbs(part)
     values = [ValueMetric(partial(search.value, o), o) for o in ('reward', 'entropy', 'baseline')]
-    values += [ValueMetric(partial(getattr, o, 'skipped'), 'skipped')
-               for o in parts if isinstance(o, FiniteClip)]
+    values += [ValueMetric(partial(getattr, o, 'skipped'), 'skipped') for o in parts
+               if isinstance(o, FiniteClip)]
     metrics = task.search_metric() if metrics is None else metrics
     learn = Learner(dls, model, metrics=[*L(metrics), *values],
-                    cbs=[search, ChildCallback(), RepeatCallback(), *parts, *L(cbs)],
-                    **dict(splitter=omega) | learner_args(part, task, loss_func) | learner)
-    learn.part, model.like = part, (task.n_in, n_out or task.n_out)
-    if getattr(net, 'bn_eval', None)=='recalibrated': net.calibrate(_riders(learn.dls.train))
+                    cbs=[search, ChildCallback(), RepeatCallback(), *parts, *L(cbs)], **dict(
+                        splitter=omega) | learner_args(part, task, loss_func) | learner)
+    learn.part, model.like = part, (task.n_in, n_out)
+    if isinstance(net, Calibrated) and net.bn_eval=='recalibrated':
+        net.calibrate(_riders(learn.dls.train))
     return learn
 
 # %% ../nbs/12_search.ipynb #6e0a11e1
@@ -410,7 +451,8 @@ def _scores(self:Learner, archs, metric, batches):
     cb, (metric, mean) = self.search, self._metric(metric)
     if mean: metric = _pieces(metric)
     self.model.to(self.dls.device)
-    parts, sizes = [], []
+    archs, parts, sizes = list(archs), [], []
+    if not archs: raise ValueError('no architectures to score')
     for b in batches:
         every = []
         for i in range(len(cb.earlier)+1):
@@ -418,6 +460,7 @@ def _scores(self:Learner, archs, metric, batches):
                                                           cb._autocast()))
         parts.append(torch.stack(every).view(len(every), len(archs), -1))
         sizes += [len(o) for o in b[-1].split(50)] if mean else [len(b[-1])]
+    if not parts: raise ValueError('no data to score on, as in a loaded Learner: set `learn.dls`')
     return torch.cat(parts, -1), torch.tensor(sizes, device=parts[0].device, dtype=torch.float)
 
 # %% ../nbs/12_search.ipynb #00000022
@@ -448,14 +491,13 @@ def _score_dl(self:Learner, dl=None, bs=None):
 def agreement(self:Learner,
               n=20, # How many random architectures
              ):
-    """Has ω had enough? Kendall's τ of rankings by two of the kept ω, the mean over all pairs.
-
-    Near 1: each epoch's ω ranks alike. Near 0: a ranking says more about the epoch than about the
-    architectures. `ValueError` if the preset keeps one ω (`n_omega`)."""
+    "Do the kept ω rank alike? Kendall's τ of two rankings, the mean over all pairs; 1 if so."
     space = self.model.controller.space
+    _int(n, 'n', 2)
     if not self.search.earlier:
-        raise ValueError('one ω alone agrees with itself: set n_omega of the preset to 2 or more, '
-                         'and fit')
+        raise ValueError('one ω alone agrees with itself: n_omega of the preset is '
+                         f'{self.search.preset.search.n_omega}, epochs trained are '
+                         f'{self.search.trained}, both must be 2 or more')
     archs = space.archs(space.random(n, seed=self.search.seed))
     scores, sizes = self._scores(archs, None, self._score_dl())
     pairs = combinations((scores@sizes).cpu(), 2)
@@ -463,9 +505,11 @@ def agreement(self:Learner,
 
 # %% ../nbs/12_search.ipynb #6e0a11e2
 def _merit(scores, terms):
-    "What is compared: scores [..., n], or their ranks and a term for size."
+    "What is compared: scores [..., n], or their ranks and a term for size. No number is the worst."
+    scores = scores.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
     if terms is None: return scores
-    return scores.argsort(-1).argsort(-1)/max(1, scores.shape[-1]-1) + terms
+    a, b = scores[...,None], scores[...,None,:]
+    return ((a>b).sum(-1) + (a==b).sum(-1)/2)/scores.shape[-1] + terms
 
 def _how_sure(i, scores, sizes, terms, generator, n=1000):
     "In which share of resampled pieces does architecture `i` win? (bootstrap)"
@@ -482,10 +526,12 @@ def _how_sure(i, scores, sizes, terms, generator, n=1000):
 @patch
 def _size_terms(self:Learner, archs, size):
     "The ranks of their final networks by parameters, from 0 to `size`; None without a weight."
+    if not (isinstance(size, (int, float)) and math.isfinite(size)):
+        raise ValueError(f'size is {size!r}, allowed is a number, 0 for none')
     if not size: return None
     n_in, n_out = self.model.like
     params = torch.tensor([float(sum(count_params(o, n_in, n_out))) for o in archs])
-    return size*_merit(params, torch.zeros(1)).to(self.dls.device)
+    return size*_merit(params, 0.).to(self.dls.device)
 
 # %% ../nbs/12_search.ipynb #6e0a11e3
 class Derived(Arch):
@@ -503,10 +549,11 @@ def derive(self:Learner,
           )->Derived:
     """Sample architectures from the policy, score them on the same images (paper, 2.2).
     Returns the best and sets `learn.model.arch`."""
-    for k,v in dict(n=n, finalists=finalists).items():
-        if v<1: raise ValueError(f'{k} is {v}, allowed is 1 or more')
-    archs = list(dict.fromkeys(self.search.paths('derive', n)))
+    _int(n, 'n', 1); _int(finalists, 'finalists', 1)
     dl, cb = self._score_dl(), self.search
+    if 'entropy' not in cb.stats: _warn('θ has not moved: `derive` is random search')
+    archs = list(dict.fromkeys(cb.paths('derive', n)))
+    one = finalists==1<len(archs) # has nobody to be compared with
     if len(archs)>finalists:
         few = random_batch(dl, min(dl.bs, len(dl.dataset)), cb.generator('few'))
         scores, sizes = self._scores(archs, None, [few])
@@ -515,9 +562,12 @@ def derive(self:Learner,
     scores, sizes = self._scores(archs, None, dl)
     scores = scores.mean(0)
     total, terms = scores@sizes/sizes.sum(), self._size_terms(archs, size)
+    if not total.isfinite().any():
+        raise ValueError('no score is a finite number: the shared weights have diverged')
     order = _merit(total, terms).argsort(descending=True).tolist()
     self.model.arch = archs[order[0]]
     return Derived(archs[order[0]], [(archs[i], total[i].item()) for i in order],
+                   float('nan') if one else
                    _how_sure(order[0], scores, sizes, terms, cb.generator('sure')))
 
 # %% ../nbs/12_search.ipynb #0000002f
@@ -545,6 +595,9 @@ def load_search(self:Learner,
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f'{path} is not a saved search' +
                          f': {e}'*isinstance(e, ValueError)) from None
-    cb.reinforce = Reinforce(self.model.controller, cb.preset.controller)
-    load_learn_state(self, state)
+    was, cb.reinforce = cb.reinforce, Reinforce(self.model.controller, cb.preset.controller)
+    kept, cb.earlier  = cb.earlier, [] # an older file has none
+    try: load_learn_state(self, state)
+    except BaseException: cb.reinforce, cb.earlier = was, kept; raise
+    cb._keep()
     cb.trained, self.model.arch = trained, arch

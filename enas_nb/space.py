@@ -290,6 +290,7 @@ def fair(self:SearchSpace,
         ):
     "`n` random encodings, each choice of a decision equally often: an int array [`n`, `length`]."
     rng = np.random.default_rng(seed)
+    if n<1: return self.random(0)[:_int(n, 'n', 0)]
     def column(k): return np.concatenate([rng.permutation(k) for _ in range(-(-n//k))])[:n]
     return np.stack([column(o.choices) for o,_ in self.slots], 1)
 
