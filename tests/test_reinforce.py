@@ -157,6 +157,20 @@ def test_a_growing_function_of_the_rewards_changes_nothing(name, baseline):
     for i in range(4): rf.step(lambda codes: f(score(codes).double()), gen, done=i/3)
     assert not torch.equal(theta(rf), moved[0])
 
+def test_an_accuracy_is_no_growing_function_of_the_loss():
+    right = torch.tensor([[.51, .51], [.99, .45]])                         # P(the right of two classes), two networks, two images
+    acc, loss = (right>.5).float().mean(1), -right.log().mean(1)
+    assert ranks(acc).tolist()==[1, 0] and ranks(-loss).tolist()==ranks(80*(-loss).exp()).tolist()==[0, 1]
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(numbers, min_size=2, max_size=12, unique=True))
+def test_leaving_one_out_of_ranks_makes_them_longer_and_no_more(rs):
+    "Without ties the sum of a step is fixed, so the baseline is a constant and the credit n/(n-1) times itself."
+    n, r = len(rs), rank_credit(torch.tensor(rs, dtype=torch.float64))
+    assert r.sum().item()==pytest.approx(sum((i/(n-1))**3 for i in range(n)))
+    left = r - LeaveOneOut()(r) - n/(n-1)*r
+    torch.testing.assert_close(left, left[:1].expand(n))
+
 def test_a_step_in_which_all_earn_the_same_moves_nothing():
     rf = make(credit='rank', baseline='leave-one-out', entropy_weight=0., skip_weight=0.)
     before = theta(rf)
@@ -335,6 +349,16 @@ def test_whole_steps_under_common_noise(listed):
     assert .8 < error['loo',0.]/error['average',0.] < 1.4
     assert error['loo',.05] < error['average',.05] and error['loo',.15] < error['average',.15]/3
     assert error['loo',0.] == pytest.approx(error['loo',.15], rel=1e-2)
+
+def test_rank_credit_follows_the_chance_to_beat_three(listed):
+    p, G = listed.p, listed.G
+    F = (p*((TABLE[:,None]>TABLE) + .5*(TABLE[:,None]==TABLE))).sum(1)     # to beat one draw of the policy
+    m = torch.multinomial(p, 40_000, replacement=True, generator=torch.Generator().manual_seed(0)).view(4000, 10)
+    for credit,power in ((ranks, 1), (rank_credit, 3)):
+        A = torch.stack([r-LeaveOneOut()(r) for r in map(credit, TABLE[m])])/10
+        g, own = torch.zeros(216).scatter_add_(0, m.flatten(), A.flatten())/4000@G, (p*F**power)@G
+        assert torch.cosine_similarity(g, own, 0) > .995, power
+        if power==1: assert (g.norm()/own.norm()).item()==pytest.approx(10/9, rel=.02)
 
 def test_gradient_of_the_loss_is_the_estimate(listed):
     rf = Reinforce(listed.c, replace(BASE, baseline='leave-one-out'))
