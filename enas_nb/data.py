@@ -648,7 +648,7 @@ class ImageTask(Task):
         return x.shape[1] if x.ndim==4 else None
     def reward(self, part): # search part of a preset
         "What rewards θ by default: a function of (predictions, targets), the more the better"
-        return self.scores[part.reward]
+        return self.scores[getattr(part, 'reward', 'accuracy')]
     def metric(self): "What a retraining reports by default"; return accuracy
     def search_metric(self): "What the row of a search reports by default"; return accuracy
     def sizes(self):
