@@ -62,8 +62,8 @@ class Controller(nn.Module):
         self.op_emb, self.op_out = nn.Embedding(n, H), nn.Linear(H, n, bias=False)
         self.key, self.query = nn.Linear(H, H, bias=False), nn.Linear(H, H, bias=False)
         self.v = nn.Linear(H, 1, bias=False)
-        biased = space.op_bias and preset.biased
-        self.op_bias = nn.Parameter(torch.tensor(space.op_bias)) if biased else None
+        self.op_bias = None
+        if space.op_bias: self.op_bias = nn.Parameter(preset.biased*torch.tensor(space.op_bias))
         for name,p in self.named_parameters():
             if name!='op_bias': nn.init.uniform_(p, -preset.init, preset.init)
         for i,step in enumerate(space.steps): # constants move with θ, and are not saved
