@@ -43,7 +43,7 @@ class ControllerPreset:
     warmup: int|None       # epochs of ω before θ moves; None: it moves at the end, ω frozen
     credit: str = 'reward' # what moves θ: an architecture's `'reward'`, or its `'rank'` in the step
     bonus: float = 0.      # weight of the entropy itself in the loss at first; 0 at θ's last step
-    biased: bool = True    # do fixed biases of the space act, as micro's for separable convolutions?
+    biased: bool = True    # do fixed biases of the space act, as micro's for separable ops?
 
     def __post_init__(self): _allowed('credit', self.credit, ('reward', 'rank'))
     def n_steps(self, n): # Epochs of a fit
