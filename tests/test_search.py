@@ -1,6 +1,7 @@
 "A search is a plain fastai `Learner`: each promise of the design about ω and θ taking turns, tried."
 import math, pickle, random, shutil, warnings
 from collections import Counter
+from dataclasses import replace
 
 import matplotlib; matplotlib.use('Agg')
 import numpy as np, pytest, torch
@@ -27,7 +28,8 @@ from enas_nb.macro import MacroNet, SharedMacroNet
 from enas_nb.checkpoint import Checkpoint, read_state
 from enas_nb.cost import count_params
 from enas_nb.presets import paper, released, robust, who_trains
-from enas_nb.reinforce import Reinforce
+from enas_nb.controller import Controller
+from enas_nb.reinforce import Reinforce, loss_reward
 from enas_nb.retrain import arch_learner
 from enas_nb.search import Derived, SearchCallback, pick_preset, score_batch, search_learner
 from enas_nb.space import Arch, SearchSpace, TinySpace
@@ -1059,3 +1061,89 @@ def test_recalibrated_search_on_loaders_of_ones_own(tmp_path):
     with learn.no_bar():
         learn.fit(1); learn.derive(2)
         assert learn.predict(files/'cat'/'0.png')[0] in ('cat','dog','eel')
+
+# --- what was tried with other inputs ------------------------------------------------------------------------------------
+
+def test_no_number_never_wins(make):
+    learn = make()
+    with learn.no_bar(): learn.fit(1)
+    bad = learn.search.paths('derive', 6)[1]
+    for value in (float('nan'), -float('inf')):
+        learn.search.reward = lambda p, y: torch.tensor(value) if learn.model.net.arch==bad else accuracy(p, y)
+        for kw in ({}, dict(size=.1), dict(finalists=2)):
+            found = learn.derive(6, **kw)
+            assert found!=bad and math.isfinite(found.scores[0][1]) and 0<found.sure<=1
+    learn.search.reward = lambda p, y: torch.tensor(float('nan'))
+    with pytest.raises(ValueError, match='no score is a finite number') as e: learn.derive(6)
+    assert one_line(e)
+
+def test_a_reward_is_tried_before_anything_is_trained(make):
+    for reward,said in ((lambda p, y: p.argmax(1), 'one number for a batch'), (lambda p: p, 'cannot be computed'), (lambda p, y: p.nonsense, 'cannot be computed')):
+        learn = make(reward=reward, controller=dict(warmup=None))
+        before = state(learn)
+        with learn.no_bar(), pytest.raises(ValueError, match=said): learn.fit(3)
+        assert same(before, state(learn)) and learn.search.trained==0
+    with pytest.raises(ValueError, match="reward is 'F1', allowed are a function") as e: make(reward='F1')
+    assert one_line(e)
+    learn = make(reward=lambda p, y: accuracy(p, y).item()) # a Python number will do
+    with learn.no_bar(): learn.fit(1)
+    assert make(reward='loss').search.reward is loss_reward and 0<=learn.search.value('reward')<=1
+
+def test_no_more_omegas_than_the_preset_says(make, tmp_path):
+    three = make(search=dict(n_omega=3))
+    with three.no_bar(): three.fit(3)
+    three.save_search(tmp_path/'s')
+    one = make(search=dict(n_omega=1))
+    one.load_search(tmp_path/'s')
+    assert one.search.earlier==[] and len(three.search.earlier)==2
+    with one.no_bar(): one.fit(1)
+    assert one.search.earlier==[]
+
+def test_a_refused_file_changes_nothing_of_theta(make, tmp_path):
+    other = make(opt_func=Adam)
+    with other.no_bar(): other.fit(1)
+    other.save_search(tmp_path/'s')
+    learn = make()
+    with learn.no_bar(): learn.fit(1)
+    was, n = learn.search.reinforce, len(learn.search.reinforce.opt.state)
+    with pytest.raises(ValueError): learn.load_search(tmp_path/'s')
+    assert learn.search.reinforce is was and len(was.opt.state)==n>0
+
+def test_equal_scores_share_a_rank_beside_size(make):
+    learn = make()
+    with learn.no_bar(): learn.fit(1)
+    learn.search.reward = lambda p, y: torch.tensor(1.)
+    found = learn.derive(10, size=.1)
+    n = {o: sum(count_params(o, 1, 10)) for o,_ in found.scores}
+    assert n[found]==max(n.values())
+    for size in (float('nan'), float('inf'), 'big'):
+        with pytest.raises(ValueError, match='size is'): learn.derive(10, size=size)
+
+def test_one_finalist_is_not_sure(make):
+    learn = make()
+    with learn.no_bar(): learn.fit(1)
+    assert math.isnan(learn.derive(30, finalists=1).sure) and learn.derive(30, finalists=3).sure>0
+    for kw in (dict(n=0), dict(n=2.5), dict(finalists=0)):
+        with pytest.raises((TypeError, ValueError)): learn.derive(**kw)
+
+def test_derive_says_that_theta_has_not_moved(make):
+    learn = make(controller=dict(warmup=None))
+    with learn.no_bar():
+        try: learn.fit(3, cbs=StopIn(1)) # Ctrl-C before its turn
+        except KeyboardInterrupt: pass
+    assert any('random search' in o for o in told(lambda: learn.derive(3)))
+
+def test_a_loaded_learner_has_no_data_to_derive_with(make):
+    learn = make()
+    with learn.no_bar(): learn.fit(1)
+    learn.derive(2); learn.export('x.pkl')
+    loaded = load_learner(learn.path/'x.pkl')
+    with pytest.raises(ValueError, match='no data to score on'): loaded.derive(2)
+    assert loaded.model.arch==learn.model.arch
+
+def test_robust_knows_all_ops_of_micro():
+    space = MicroSpace(5)
+    walk = Controller(space, robust['micro'].controller).sample(200)
+    assert walk.entropy.mean() > .99*math.log(space.size)
+    biased = replace(robust['micro'].controller, biased=True) # as it was: separable convolutions alone
+    assert Controller(space, biased).sample(200).entropy.mean() < .8*math.log(space.size)
