@@ -164,9 +164,9 @@ def follow(
     theta, score = Reinforce(Controller(table.space, preset)), _Seen(table, noise, gen)
     looks = []
     for used in range(0, rewards+1, preset.n_archs):
-        if used%every==0:
+        if used>=len(looks)*every: # the first step at which the next look is due
             looks.append((all_log_probs(theta.controller).exp()@table.accuracies).item())
-            sure = used>=500 and len(set(torch.cat(score.true[-500//preset.n_archs:]).tolist()))==1
+            sure = used>=500 and len(set(torch.cat(score.true)[-500:].tolist()))==1
             if sure or used>=plan and max(looks)>=table.goal: break
         if used<rewards: theta.step(score, gen, done=min(1, used/plan))
     return looks, torch.cat(score.true).tolist()

@@ -175,3 +175,7 @@ def test_rows_that_are_there_are_not_made_again(monkeypatch, tmp_path):
     (tmp_path/'r.csv').write_text('\n'.join(text[:-5])+'\n')
     compare201(tmp_path/'r.csv')
     assert len(asked)==n+5 and (tmp_path/'r.csv').read_text().splitlines()==text
+
+def test_looks_do_not_depend_on_how_many_architectures_a_step_has():
+    theta = replace(policies201['robust'], hidden=8, lr=1e-4)
+    for n in (10, 30, 7): assert len(follow(made_up(), replace(theta, n_archs=n), rewards=600)[0]) in (6, 7)
