@@ -122,6 +122,7 @@ class SearchCallback(Callback):
         self.trained, self.theta_seconds, self.reinforce, self.stats = 0, 0., None, {}
         self.earlier = [] # ω at the ends of the epochs before, the oldest first
         self.saw = self.first = None # what has moved in this fit: ω, then θ; θ's first entropy
+        self.mark = None # what tells the θ that was trained from another one
 
     def before_fit(self):
         self.reinforce = self.reinforce or Reinforce(self.model.controller, self.preset.controller)
@@ -167,6 +168,11 @@ def moves(self:SearchCallback):
     "Does θ move after this epoch's training pass?"
     return (self.epoch==self.n_epoch-1 if self.whole else
             self.trained>=self.preset.controller.warmup)
+
+@patch(as_prop=True)
+def theta(self:SearchCallback):
+    "The sum of θ's weights."
+    return sum(p.detach().double().sum().item() for p in self.model.controller.parameters())
 
 @patch(as_prop=True)
 def whole(self:SearchCallback):
@@ -265,7 +271,7 @@ def train_theta(self:SearchCallback):
                 stats.append(self.reinforce.step(score, self.generator('theta', i), done))
     if self.whole: stats = stats[-n//10:] # the mean of the last ones
     if stats: self.stats = {k: torch.stack([o[k] for o in stats]).mean().item() for k in stats[0]}
-    self.stats['baseline'] = float(self.reinforce.baseline.value)
+    self.stats['baseline'], self.mark = float(self.reinforce.baseline.value), self.theta
     self.theta_seconds += clock(self.dls.device)-start
 
 @patch
@@ -552,6 +558,8 @@ def derive(self:Learner,
     _int(n, 'n', 1); _int(finalists, 'finalists', 1)
     dl, cb = self._score_dl(), self.search
     if 'entropy' not in cb.stats: _warn('θ has not moved: `derive` is random search')
+    elif not math.isclose(cb.mark or cb.theta, cb.theta, rel_tol=1e-6):
+        _warn('θ is another one than was trained, as after `SaveModelCallback`')
     archs = list(dict.fromkeys(cb.paths('derive', n)))
     one = finalists==1<len(archs) # has nobody to be compared with
     if len(archs)>finalists:

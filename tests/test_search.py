@@ -8,6 +8,7 @@ import numpy as np, pytest, torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import CSVLogger
+from fastai.callback.tracker import SaveModelCallback
 from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
 from fastai.learner import load_learner
@@ -1147,3 +1148,11 @@ def test_robust_knows_all_ops_of_micro():
     assert walk.entropy.mean() > .99*math.log(space.size)
     biased = replace(robust['micro'].controller, biased=True) # as it was: separable convolutions alone
     assert Controller(space, biased).sample(200).entropy.mean() < .8*math.log(space.size)
+
+def test_derive_says_that_theta_is_another_one(make):
+    learn = make(controller=dict(warmup=None, lr=.05))
+    with learn.no_bar(): learn.fit(3, cbs=SaveModelCallback(monitor='train_loss', comp=np.greater)) # the first epoch is its best
+    assert any('θ is another one' in o for o in told(lambda: learn.derive(3)))
+    learn = make(controller=dict(warmup=None, lr=.05))
+    with learn.no_bar(): learn.fit(3)
+    assert not any('θ is another one' in o for o in told(lambda: learn.derive(3)))
