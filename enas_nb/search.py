@@ -466,7 +466,8 @@ def _scores(self:Learner, archs, metric, batches):
                                                           cb._autocast()))
         parts.append(torch.stack(every).view(len(every), len(archs), -1))
         sizes += [len(o) for o in b[-1].split(50)] if mean else [len(b[-1])]
-    if not sum(sizes): raise ValueError('no data to score on, as in a loaded Learner: set `learn.dls`')
+    if not sum(sizes):
+        raise ValueError('no data to score on, as in a loaded Learner: set `learn.dls`')
     return torch.cat(parts, -1), torch.tensor(sizes, device=parts[0].device, dtype=torch.float)
 
 # %% ../nbs/12_search.ipynb #00000022
