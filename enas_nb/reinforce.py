@@ -119,12 +119,13 @@ def finite(
     return rewards
 
 def ranks(
-    rewards, # [n], n > 1; one that is not finite is last
+    rewards, # [..., n]; one that is not finite is last
 ):
-    "The place of each reward in its step, 0 for the worst, 1 for the best; ties share theirs: [n]."
+    "The place of each reward in its step, 0 for the worst, 1 for the best; ties share theirs."
     r = torch.where(rewards.isfinite(), rewards, -math.inf)
-    worse, equal = (r[:,None]>r).sum(1), (r[:,None]==r).sum(1)-1
-    return (worse + equal/2).to(rewards.dtype)/(len(r)-1)
+    one, other = r[...,None], r[...,None,:]
+    worse, equal = (one>other).sum(-1), (one==other).sum(-1)-1
+    return (worse + equal/2).to(rewards.dtype)/max(1, r.shape[-1]-1)
 
 def rank_credit(
     rewards, # [n], n > 1; one that is not finite is last

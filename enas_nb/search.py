@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from .space import Arch, SearchSpace, _int
 from .presets import Preset, robust, who_trains
 from .controller import Controller
-from .reinforce import Reinforce
+from .reinforce import Reinforce, ranks
 from .memory import MemoryDL, keep_random, random_batch, rng
 from .data import ImageTask
 from .text import TextTask, find_task
@@ -128,8 +128,9 @@ class SearchCallback(Callback):
         self.reinforce = self.reinforce or Reinforce(self.model.controller, self.preset.controller)
     def before_train(self):
         if not self.trained: self.try_reward()
-        if not self.repeat.looking: self.saw = 'ω'
-        if self.trained and not self.repeat.looking: self._keep(_copy(self.model.net))
+        if self.repeat.looking: return
+        self.saw = 'ω'
+        if self.trained: self._keep(_copy(self.model.net))
     def _keep(self, *omega): # no more than the preset says
         n = self.preset.search.n_omega-1
         self.earlier = [*self.earlier, *omega][-n:] if n else []
@@ -513,10 +514,8 @@ def agreement(self:Learner,
 # %% ../nbs/12_search.ipynb #6e0a11e2
 def _merit(scores, terms):
     "What is compared: scores [..., n], or their ranks and a term for size. No number is the worst."
-    scores = scores.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-    if terms is None: return scores
-    a, b = scores[...,None], scores[...,None,:]
-    return ((a>b).sum(-1) + (a==b).sum(-1)/2)/scores.shape[-1] + terms
+    if terms is not None: return ranks(scores) + terms
+    return torch.where(scores.isfinite(), scores, -math.inf)
 
 def _how_sure(i, scores, sizes, terms, generator, n=1000):
     "In which share of resampled pieces does architecture `i` win? (bootstrap)"
@@ -538,7 +537,7 @@ def _size_terms(self:Learner, archs, size):
     if not size: return None
     n_in, n_out = self.model.like
     params = torch.tensor([float(sum(count_params(o, n_in, n_out))) for o in archs])
-    return size*_merit(params, 0.).to(self.dls.device)
+    return size*ranks(params).to(self.dls.device)
 
 # %% ../nbs/12_search.ipynb #6e0a11e3
 class Derived(Arch):
