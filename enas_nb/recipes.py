@@ -20,7 +20,7 @@ from .published import heads, published
 from .macro import MacroSpace
 from .micro import MicroSpace
 from .recurrent import RecurrentSpace
-from .evaluate import tasks
+from .evaluate import check_arms, tasks
 
 # %% ../nbs/16_recipes.ipynb #00000004
 @dataclass(frozen=True)
@@ -39,6 +39,12 @@ class Recipe:
     n_random: int = 4    # Random architectures retrained at least; more, until they cost as much
     gpu: bool = False    # Is it out of reach of a CPU?
     lstm: bool = False   # Is an LSTM of the derived network's size compared, too?
+    # Who is retrained beside the derived one, children and random ones: names of `arm_names`
+    arms: tuple = ('equal', 'shared')
+
+    def __post_init__(self):
+        object.__setattr__(self, 'arms', check_arms(self.arms))
+        if 'released' in ''.join(self.arms): self.as_released # is there such a preset?
 
     @property
     def task(self):
@@ -57,6 +63,22 @@ def with_epochs(self:Recipe,
     return replace(self, preset=replace(self.preset, search=search.for_epochs(n),
                                         final=final.for_epochs(n),
                                         controller=replace(theta, warmup=warmup)))
+
+@patch(as_prop=True)
+def as_released(self:Recipe):
+    """The same search by the released policy: its paths train ω, its θ moves in turns.
+    θ's rewards read as many images, or words. `ValueError` for a space without released preset."""
+    ours, theirs = self.preset, released.get(self.preset.space)
+    if theirs is None: raise ValueError(f'{self.name} is a search in a space of your own, '
+                                        'for which nothing was released')
+    names = ('paths', 'reward', 'reward_bs', 'n_omega', 'bn_eval', 'lr_max', 'lr_min')
+    if self.task.name=='text': names = ('paths', 'reward_bs', 'n_omega') # and our optimiser
+    search = ours.search.__class__(**asdict(ours.search) | {o: getattr(theirs.search, o)
+                                                           for o in names})
+    n, items = search.n_epochs, ours.controller.n_archs*(ours.search.reward_bs or ours.search.bs)
+    steps = ours.controller.n_steps(n)*items/(n*theirs.controller.n_archs*search.bs)
+    theta = replace(theirs.controller, steps=max(1, round(steps)))
+    return replace(self, preset=replace(ours, controller=theta, search=search), arms=())
 
 @patch
 def dls(self:Recipe,
@@ -147,7 +169,8 @@ def _recipe(name, data, data_args, space, preset, sizes=None, **counts):
 
 _unbiased, _half, _three = (dict(sep_bias=0., sep_prior=0.), dict(stem_stride=2),
                             dict(n_children=3, n_random=3))
-_text = dict(n_derive=10, n_look=12, lstm=True)
+# all cells of the recurrent space have as many parameters: random ones are of equal size
+_text = dict(n_derive=20, n_look=12, lstm=True, arms=('shared',))
 
 recipes = {o.name: o for o in [
     _recipe('digits-macro', 'digits_dls', dict(bs=64), MacroSpace(6),
@@ -159,9 +182,9 @@ recipes = {o.name: o for o in [
     _recipe('fashion-macro', 'fashion_dls', dict(bs=128, n_train=10_000), MacroSpace(6),
         _small_macro('fashion-macro', 17, dict(width=16, T_0=12),
                      dict(width=10, T_0=8, bs=128)), _half),
-    _recipe('cifar10-macro-small', 'cifar10_dls', dict(bs=128, n_train=20_000), MacroSpace(6),
-        _small_macro('cifar10-macro-small', 17, dict(width=16, T_0=12),
-                     dict(width=10, T_0=6, bs=128)), _half, **_three),
+    _recipe('cifar10-macro-small', 'cifar10_dls', dict(bs=64, n_train=20_000), MacroSpace(6),
+        _small_macro('cifar10-macro-small', 10, dict(width=16, bs=64, T_0=24),
+                     dict(width=10, T_0=8, bs=64)), _half, n_look=12, **_three),
     _recipe('cifar10-micro-small', 'cifar10_dls', dict(bs=128, n_train=10_000),
         MicroSpace(5, **_unbiased),
         _small_micro('cifar10-micro-small', 12, dict(width=8, n_layers=3, T_0=16),
@@ -180,7 +203,7 @@ def _full(space, **final):
     return robust[space].override(search=dict(T_0=100), controller=dict(steps=2),
         final=dict(n_layers=paper[space].final.n_layers, clip=5.) | final)
 
-_later = published['enas-lm'].arch.space
+_later, _two = published['enas-lm'].arch.space, dict(n_children=2, n_random=2)
 recipes |= {o.name: o for o in [
     _recipe('cifar10-micro', 'cifar10_dls', dict(bs=160), MicroSpace(5),
             _full('micro'), n_children=3),
@@ -192,6 +215,6 @@ recipes |= {o.name: o for o in [
             _full('macro', width=128), n_children=3),
     _recipe('ptb', 'ptb_dls', dict(bs=20), RecurrentSpace(12),
             robust['recurrent'].override(search=dict(epochs=100), controller=dict(steps=2)),
-            lstm=True, n_children=2, n_random=2),
+            **_text, **_two),
     _recipe('ptb-lm', 'ptb_dls', dict(bs=128), _later,
-            enas_lm['recurrent'], lstm=True, n_children=2, n_random=2)]}
+            enas_lm['recurrent'], **_text, **_two)]}

@@ -6,7 +6,8 @@ Docs: https://enas-nb.github.io/enas_nb/report.html.md"""
 
 # %% auto #0
 __all__ = ['words', 'n_of', 'show', 'verdict', 'paired', 'md_table', 'network_rows', 'cost_rows', 'plot_retrained', 'report',
-           'write_search', 'write_result', 'training_report', 'write_training']
+           'answer', 'arm_rows', 'plot_arms', 'checklist', 'comparison_report', 'write_search', 'write_result',
+           'training_report', 'write_training']
 
 # %% ../nbs/15_report.ipynb #23cd256f
 import json, math
@@ -17,7 +18,7 @@ import matplotlib.pyplot as plt
 from .space import write_file
 from .draw import draw, plot_history
 from .presets import n_epochs, phases
-from .evaluate import Findings, told
+from .evaluate import Comparison, Findings, arm_names, told
 
 # %% ../nbs/15_report.ipynb #90892919
 words = dict( # by measure
@@ -128,7 +129,16 @@ def paired(result): # As `run_recipe` returns it
     error = (f'standard error {se}, {pairs.n} pairs' if pairs.n>1 else
              'one pair, which has no standard error')
     return (f'{start}. In such pairs the children are {gain} {measure.unit} better ({error}). '
-            f'{size}')
+            f'{size}{_twins(found)}')
+
+def _twins(found):
+    "A sentence on random architectures of the children's size, where there were some."
+    if not (twins := found.twins): return ''
+    if not twins.n: return ' In every pair with one of equal size one diverged.'
+    m = found.measure
+    gain, se = (f'{o*m.scale:{sign}.{m.digits}f}' for o,sign in ((twins.mean, '+'), (twins.se, '')))
+    return (f' In pairs with random ones of equal size, within a tenth, they are {gain} {m.unit} '
+            f'better (standard error {se}).')
 
 # %% ../nbs/15_report.ipynb #20a5869c
 def md_table(rows, # Lists of cells
@@ -155,13 +165,16 @@ def network_rows(result): # As `run_recipe` returns it
     spread = words[measure.name]['spread'].format(measure.scale*result['random_sd'])
     lstms  = [(f"LSTM, {n_of(o['epochs'], 'epoch')}", 1, show(measure, o[test]), f"{o['params']:,}")
               for o in result.get('lstms', [])]
+    others = [(arm_names[arm], len(o), _average(measure, [net['test'] for net in o]),
+               f"{np.mean([net['params'] for net in o]):,.0f}")
+              for arm,o in Findings(result).others.items()]
     return [('**derived by ENAS**', 1, f'**{show(measure, result[test])}**',
              f"{result['params']:,}"),
             ("the policy's children", len(children), _average(measure, children), sizes['child']),
             ('random architectures', len(randoms), f'{_average(measure, randoms)}, s.d. {spread}',
              sizes['random']),
             (f'**random search at equal cost**{chosen}', rival['n'],
-             f'**{show(measure, rival[test])}**', f'{rival_size:,}'), *lstms]
+             f'**{show(measure, rival[test])}**', f'{rival_size:,}'), *others, *lstms]
 
 # %% ../nbs/15_report.ipynb #193f1369
 def cost_rows(result): # As `run_recipe` returns it
@@ -174,6 +187,7 @@ def cost_rows(result): # As `run_recipe` returns it
             row('retraining the derived architecture', 'retrain'), row('**all of ENAS**', 'enas'),
             row('retraining the random architectures', 'random'),
             row("retraining the policy's children (for comparison only)", 'children')]
+    if cost.get('others'): rows.append(row('retraining the other rivals (the same)', 'others'))
     lstms = zip(result.get('lstms', []), ('lstm', 'lstm_longer'))
     return rows + [row(f"LSTM, {n_of(o['epochs'], 'epoch')}", key) for o,key in lstms]
 
@@ -185,6 +199,8 @@ def plot_retrained(result): # As `run_recipe` returns it
     rows = [('random', result[f'random_{test}'], '.6'),
             ("policy's children", result[f'child_{test}'], '#0072B2'),
             ('derived', [result[test]], '#D55E00')]
+    rows += [(arm_names[arm], [net['test'] for net in o], '#CC79A7')
+             for arm,o in Findings(result).others.items()]
     if 'lstms' in result:
         rows.append(('LSTM', [o[test] for o in result['lstms']], '#009E73'))
     fig,ax = plt.subplots(figsize=(6.4, .5+.6*len(rows)))
@@ -323,6 +339,119 @@ The children are other samples of the trained policy. {paired(result)}
 
 Made with {', '.join(f'{k} {v}' for k,v in result['versions'].items())}, on {result['device']}. \
 {_elsewhere(result)}All numbers are in `result.json`.
+"""
+
+# %% ../nbs/15_report.ipynb #12c00002
+def _span_of(comparison, gain, unit=True):
+    "An `Interval` of gains in words."
+    m = comparison.measure
+    mean, low, high = (f'{o:+.{m.digits}f}' for o in gain[:3])
+    return (f'{mean}{f" {m.unit}"*unit}' +
+            (f' ({low} to {high})' if math.isfinite(gain.low) else ' (one seed, no interval)'))
+
+def answer(comparison, # A `Comparison`
+          )->str:
+    "One sentence: are the policy's children better than random architectures of their size?"
+    rival = 'equal' if 'equal' in comparison.arms else 'random'
+    gain  = comparison.difference('children', rival)
+    said  = {'better': 'better than', 'worse': 'worse than',
+             'not told apart': 'not told apart from'}[gain.verb]
+    size  = dict(equal='random architectures of equal size', random='random architectures')[rival]
+    return (f"Over {n_of(gain.n, 'seed')} the policy's children are {said} {size}: "
+            f'{_span_of(comparison, gain)}.')
+
+def arm_rows(comparison): # A `Comparison`
+    "A row for each arm: networks, result, parameters, cost, and its gain over random ones."
+    c, rows = comparison, []
+    for arm in c.arms:
+        nets = c.rows(arm)
+        cost = (nets.search_macs.groupby('seed').first()+nets.train_macs.groupby('seed').mean())
+        over = _span_of(c, c.difference(arm, 'random'), False) if arm!='random' else ''
+        ours = _span_of(c, c.difference('children', arm), False) if arm!='children' else ''
+        test = nets.test.groupby('seed').mean().mean()
+        rows.append((arm_names[arm], len(nets), show(c.measure, test), f'{nets.params.mean():,.0f}',
+                     f'{cost.mean():.2g}', over, ours))
+    return rows
+
+# %% ../nbs/15_report.ipynb #12c00009
+def plot_arms(comparison): # A `Comparison`
+    "Each arm's gain over the random architectures of its seed: a matplotlib `Figure`."
+    c = comparison
+    names = [o for o in c.arms if o!='random'][::-1]
+    fig,ax = plt.subplots(figsize=(6.4, 1+.35*len(names)))
+    for y,arm in enumerate(names):
+        seeds, gain = c.gains(arm, 'random'), c.difference(arm, 'random')
+        ax.plot(seeds, [y+.15]*len(seeds), 'o', color='#0072B2', alpha=.5, mec='none')
+        if math.isfinite(gain.low): ax.plot(gain[1:3], [y-.1]*2, color='k', lw=2)
+        ax.plot(gain.mean, y-.1, 'kD', ms=5)
+    ax.axvline(0, color='.6', lw=1)
+    ax.set_yticks(range(len(names)), [arm_names[o] for o in names])
+    ax.set(xlabel=f'better than the random architectures of its seed, {c.measure.unit}',
+           ylim=(-.6, len(names)-.4))
+    ax.set_title('dots: seeds; diamond and line: their mean and its 95% interval', fontsize=9)
+    fig.tight_layout(); plt.close(fig)
+    return fig
+
+# %% ../nbs/15_report.ipynb #12c00004
+def checklist(comparison, # A `Comparison`
+              protocol=None, # As `protocol.json` has it; None if there is none
+             ):
+    "Lindauer and Hutter's checklist (2020): rows (question, answer), filled from the record."
+    c = comparison
+    seeds = ', '.join(map(str, sorted(c.table.seed.unique())))
+    yes   = lambda what, ok=True: f"{'yes' if ok else 'no'}{': '*bool(what)}{what}"
+    stated= 'written down before the first run, in protocol.json' if protocol else ''
+    arms  = ', '.join(arm_names[o] for o in c.arms)
+    return [
+        ('Code for training the final architectures?', yes('`13_retrain`, `16_recipes`')),
+        ('Code for the search space?', yes('one notebook for each space')),
+        ('Hyperparameters and seeds of the final training?',
+         yes(f'the recipe {c.table.recipe.iloc[0]}, seeds {seeds}')),
+        ('Code for the search?', yes('`12_search`')),
+        ('Hyperparameters and seeds of the search?', yes('the same recipe, the same seeds')),
+        ('The same data, space and training for all methods?', yes('one recipe trains all arms')),
+        ('Confounding factors controlled?',
+         yes('pairs share first weights, order of the data and augmentation; '
+             'one library on one machine, or the report of a run says so')),
+        ('Ablation studies?', yes('`04_reinforce`, the benchmarks')),
+        ('The same protocol of evaluation?', yes(stated or 'no protocol.json', bool(protocol))),
+        ('Performance over time?', yes('costs in multiply-adds, but one budget', False)),
+        ('Compared with random search?', yes(arms, 'random' in c.arms)),
+        ('Several runs, with their seeds?', yes(seeds, c.table.seed.nunique()>1)),
+        ('Tabular benchmarks?', yes('`appendix/tabular`')),
+        ('How hyperparameters were tuned?', yes('`appendix/tabular`, `benchmarks/shared_weights`')),
+        ('The whole cost, search and training?', yes('in the table, in multiply-adds')),
+        ('All details of the setup?', yes('`result.json` of each run'))]
+
+def comparison_report(comparison, # A `Comparison`
+                      protocol=None, # As `protocol.json` has it
+                     )->str:
+    "The report of a comparison in Markdown."
+    c = comparison
+    measure, derived = c.measure, c.difference('derived', 'search')
+    tau = c.agreement()
+    lost = int(c.table.test.isna().sum())
+    head = ('arm', 'networks', f'test {measure.name}', 'parameters', 'multiply-adds',
+            f'over random, {measure.unit}', f"the children over it, {measure.unit}")
+    return f"""# {c.table.recipe.iloc[0]}: is the search better than random?
+
+**{answer(c)}**
+
+{md_table(arm_rows(c), head)}
+
+In brackets: intervals of 95% over {n_of(c.table.seed.nunique(), 'seed')}, each seed one number.
+
+* The derived architecture over random search at equal cost: {_span_of(c, derived)}, \
+{derived.verb}.
+* Over the mean random architecture (relative improvement): {c.improvement('children').mean:+.2f}% \
+for the children, {c.improvement('derived').mean:+.2f}% for the derived architecture.
+* Shared weights and retrainings rank alike: Kendall's τ {tau.mean:+.2f} \
+({tau.low:+.2f} to {tau.high:+.2f}).
+{f"* {n_of(lost, 'network')} diverged and stayed out of the means." if lost else ''}
+
+## The best practices of Lindauer and Hutter (2020)
+
+{md_table(checklist(c, protocol), ('question', 'answer'))}
 """
 
 # %% ../nbs/15_report.ipynb #f11e5a01

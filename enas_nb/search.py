@@ -548,35 +548,55 @@ class Derived(Arch):
         object.__setattr__(self, 'sure', sure) # in which share of resampled images does it win?
 
 @patch
-def derive(self:Learner,
-           n=10, # How many architectures are sampled; equal ones are scored once
+def glance(self:Learner,
+           archs, # `Arch`s of the space of this search
+           dl=None, # Images of which one batch is taken; the `select` half by default
+          ):
+    "Each architecture's score on one batch, always the same: a tensor [n]."
+    dl = self._score_dl(dl)
+    few = random_batch(dl, min(dl.bs, len(dl.dataset)), self.search.generator('few'))
+    scores, sizes = self._scores(archs, None, [few])
+    return scores.mean(0)@sizes/sizes.sum()
+
+@patch
+def choose(self:Learner,
+           archs, # `Arch`s; equal ones are scored once
            finalists=20, # Of more than these, one batch chooses those that all data compare
            size=0., # Weight of the rank by parameters; see the warning in its chapter
           )->Derived:
-    """Sample architectures from the policy, score them on the same images (paper, 2.2).
-    Returns the best and sets `learn.model.arch`."""
-    _int(n, 'n', 1); _int(finalists, 'finalists', 1)
-    dl, cb = self._score_dl(), self.search
-    if 'entropy' not in cb.stats: _warn('θ has not moved: `derive` is random search')
-    elif not math.isclose(cb.mark or cb.theta, cb.theta, rel_tol=1e-6):
-        _warn('θ is another one than was trained, as after `SaveModelCallback`')
-    archs = list(dict.fromkeys(cb.paths('derive', n)))
+    "The best of several architectures by their scores."
+    _int(finalists, 'finalists', 1)
+    archs = list(dict.fromkeys(archs))
     one = finalists==1<len(archs) # has nobody to be compared with
     if len(archs)>finalists:
-        few = random_batch(dl, min(dl.bs, len(dl.dataset)), cb.generator('few'))
-        scores, sizes = self._scores(archs, None, [few])
-        order = _merit(scores.mean(0)@sizes, self._size_terms(archs, size)).argsort(descending=True)
+        order = _merit(self.glance(archs), self._size_terms(archs, size)).argsort(descending=True)
         archs = [archs[i] for i in order[:finalists].tolist()]
-    scores, sizes = self._scores(archs, None, dl)
+    scores, sizes = self._scores(archs, None, self._score_dl())
     scores = scores.mean(0)
     total, terms = scores@sizes/sizes.sum(), self._size_terms(archs, size)
     if not total.isfinite().any():
         raise ValueError('no score is a finite number: the shared weights have diverged')
     order = _merit(total, terms).argsort(descending=True).tolist()
-    self.model.arch = archs[order[0]]
     return Derived(archs[order[0]], [(archs[i], total[i].item()) for i in order],
                    float('nan') if one else
-                   _how_sure(order[0], scores, sizes, terms, cb.generator('sure')))
+                   _how_sure(order[0], scores, sizes, terms, self.search.generator('sure')))
+
+@patch
+def derive(self:Learner,
+           n=10, # How many architectures are sampled
+           finalists=20, # As `choose` has it
+           size=0., # The same
+          )->Derived:
+    """Sample architectures from the policy, score them on the same images (paper, 2.2).
+    Returns the best and sets `learn.model.arch`."""
+    _int(n, 'n', 1)
+    cb = self.search
+    if 'entropy' not in cb.stats: _warn('θ has not moved: `derive` is random search')
+    elif not math.isclose(cb.mark or cb.theta, cb.theta, rel_tol=1e-6):
+        _warn('θ is another one than was trained, as after `SaveModelCallback`')
+    res = self.choose(cb.paths('derive', n), finalists, size)
+    self.model.arch = res
+    return res
 
 # %% ../nbs/12_search.ipynb #0000002f
 @patch

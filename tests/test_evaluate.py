@@ -3,7 +3,7 @@ import math
 
 import numpy as np, pytest
 
-from enas_nb.evaluate import Findings, Paired, best_by, compare, equal_cost, mean_sd, measures, paired_difference, tasks
+from enas_nb.evaluate import Findings, Paired, best_by, gain_over, equal_cost, mean_sd, measures, paired_difference, tasks
 
 accuracy, perplexity = measures['accuracy'], measures['perplexity']
 
@@ -12,21 +12,21 @@ def test_a_measure_belongs_to_a_task():
 
 @pytest.mark.parametrize('p,q,verb', [(.9, .8, 'beat'), (.8, .9, 'lost to'), (.9, .905, 'could not be told from')])
 def test_a_gain_in_accuracy_has_the_standard_error_of_the_images(p, q, verb):
-    gain = compare(accuracy, dict(test_accuracy=p), dict(test_accuracy=q), 1000)
+    gain = gain_over(accuracy, dict(test_accuracy=p), dict(test_accuracy=q), 1000)
     assert gain.verb==verb and gain.gain==pytest.approx(100*(p-q))
     assert gain.se==pytest.approx(100*math.sqrt((p*(1-p)+q*(1-q))/1000))
 
 def test_a_gain_in_perplexity_has_the_standard_error_of_its_parts():
     noise = [.1*(-1)**i for i in range(64)]
     a, b  = dict(test_perplexity=100., parts=[0.]*64), dict(test_perplexity=101., parts=noise)
-    gain  = compare(perplexity, a, b, 0)
+    gain  = gain_over(perplexity, a, b, 0)
     assert gain.gain==pytest.approx(math.log(1.01)) and gain.se==pytest.approx(np.std(noise, ddof=1)/8)
     assert gain.verb=='could not be told from'
 
 def test_a_diverged_network_loses():
     a, none = dict(test_perplexity=100., parts=[0.]*64), dict(test_perplexity=None, parts=None)
     for x,y,verb in ((a, none, 'beat'), (none, a, 'lost to'), (none, none, 'lost to')):
-        gain = compare(perplexity, x, y, 0)
+        gain = gain_over(perplexity, x, y, 0)
         assert gain.verb==verb and math.isnan(gain.gain) and math.isnan(gain.se)
 
 def test_pairs_leave_out_what_diverged():
