@@ -256,12 +256,13 @@ class Experiment:
 
 
 # %% ../nbs/appendix/experiment.ipynb #1f6d1334
-@patch(as_prop=True)
-def end(self:Experiment):
+@patch
+def end(self:Experiment,
+        recipe): # Whose search
     "θ's training on a frozen ω, counted in epochs of ω by multiply-adds."
-    if self.recipe.preset.controller.warmup is not None: return 0.
-    macs = spent(self.recipe, 1, 0, *self.parts)
-    return macs['theta']/macs['omega']*self.recipe.preset.search.n_epochs
+    if recipe.preset.controller.warmup is not None: return 0.
+    macs = spent(recipe, 1, 0, *self.parts)
+    return macs['theta']/macs['omega']*recipe.preset.search.n_epochs
 
 @patch
 def uniform(self:Experiment,
@@ -388,7 +389,7 @@ def fitted(self:Experiment,
     "A search after its fit, and the `Stopwatch` that was beside it."
     set_seed(self.seed)
     learn, watch = (search_learner(self.dls, recipe.space, preset=recipe.preset, seed=self.seed,
-                                   **recipe.sizes), Stopwatch(self.log, self.end))
+                                   **recipe.sizes), Stopwatch(self.log, self.end(recipe)))
     with learn.no_bar(), learn.no_logging():
         learn.fit_preset(cbs=[watch, ThetaStarts(self.log), Checkpoint(folder, log=self.log)])
     return learn, watch
