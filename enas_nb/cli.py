@@ -1,4 +1,4 @@
-"""`enas-search` runs a recipe, `enas-train` trains one architecture, `enas-show` prints and draws one.
+"""`enas-search` runs a recipe, `enas-compare` several seeds of it, `enas-train` trains one architecture, `enas-show` draws one.
 
 Docs: https://enas-nb.github.io/enas_nb/cli.html.md"""
 
@@ -344,6 +344,7 @@ def _count(text):
     seeds = [int(o) for o in text.split(',')]
     return seeds if ',' in text else list(range(seeds[0]))
 
+# %% ../nbs/17_cli.ipynb #b9574826
 def _compare(argv):
     p = _Parser(prog='enas-compare', description='Run a recipe with several seeds, beside fair '
                 'rivals. The same command again goes on where it was.')
@@ -368,7 +369,8 @@ def _compare(argv):
         raise Stopped(*(e.args[:1] or [signal.SIGINT]), line) from None
     return _evaluate([a.folder])
 
-def enas_compare(argv=None): # Words of the command line after the command; the process's by default
+# %% ../nbs/17_cli.ipynb #0d501d03
+def enas_compare(argv=None): # Words after the command; the process's by default
     "The command `enas-compare`: returns its exit status."
     return _main('enas-compare', _compare, argv)
 
@@ -391,6 +393,7 @@ def _networks(folder):
                          'network: run it again')
     return pd.DataFrame(result['nets']), None
 
+# %% ../nbs/17_cli.ipynb #026bfc22
 def _evaluate(argv):
     p = _Parser(prog='enas-evaluate', description='What several runs of a recipe show.')
     p.add_argument('folders', nargs='+', metavar='FOLDER',
@@ -414,6 +417,6 @@ def _evaluate(argv):
     plot_arms(found).savefig(png, dpi=110)
     print(f'drawn to {png}', file=sys.stderr)
 
-def enas_evaluate(argv=None): # Words of the command line after the command; the process's by default
+def enas_evaluate(argv=None): # Words after the command; the process's by default
     "The command `enas-evaluate`: returns its exit status."
     return _main('enas-evaluate', lambda argv: _evaluate(argv), argv)

@@ -174,23 +174,24 @@ class Findings:
         return Paired(**self.result['paired_difference'])
 
     @property
-    def others(self)->dict:
-        "Rows of the arms beyond derived, children and random: lists by the arm's name."
-        nets = self.result.get('nets', []) # version 0.3 kept none
-        return {arm: rows for arm in further_arms if (rows := [o for o in nets if o['arm']==arm])}
-
-    @property
-    def twins(self)->Paired|None:
-        "The policy's children against random architectures of equal size; None without such."
-        theirs = {o['i']: o['test'] for o in self.others.get('equal', [])}
-        ours   = {o['i']: o['test'] for o in self.result.get('nets', []) if o['arm']=='children'}
-        if not theirs: return None
-        return paired_difference(self.measure, ours.values(), [theirs[i] for i in ours])
-
-    @property
     def size(self):
         "Mean parameters of the children, as a multiple of the random architectures'."
         return np.mean(self.result['child_params'])/np.mean(self.result['random_params'])
+
+# %% ../nbs/14_evaluate.ipynb #976cc496
+@patch(as_prop=True)
+def others(self:Findings)->dict:
+    "Rows of the arms beyond derived, children and random: lists by the arm's name."
+    nets = self.result.get('nets', []) # version 0.3 kept none
+    return {arm: rows for arm in further_arms if (rows := [o for o in nets if o['arm']==arm])}
+
+@patch(as_prop=True)
+def twins(self:Findings)->Paired|None:
+    "The policy's children against random architectures of equal size; None without such."
+    theirs = {o['i']: o['test'] for o in self.others.get('equal', [])}
+    ours   = {o['i']: o['test'] for o in self.result.get('nets', []) if o['arm']=='children'}
+    if not theirs: return None
+    return paired_difference(self.measure, ours.values(), [theirs[i] for i in ours])
 
 # %% ../nbs/14_evaluate.ipynb #12a00021
 class Interval(NamedTuple):
@@ -234,6 +235,7 @@ def check_arms(arms): # Names, of a recipe
                              f"{', '.join(always_there)} are always there")
     return arms
 
+# %% ../nbs/14_evaluate.ipynb #e987952e
 @dataclass(frozen=True)
 class Comparison:
     "Several runs of a recipe: what can be said of their arms."
@@ -255,22 +257,26 @@ class Comparison:
         found = {*self.table.arm, *(['search'] if 'random' in set(self.table.arm) else [])}
         return [o for o in arm_names if o in found]
 
-    def rows(self, arm): # A name of `arm_names`
-        "Its networks, by (seed, i)."
-        table = self.table[self.table.arm==arm].set_index(['seed', 'i'])
-        return self._search() if arm=='search' else table
+# %% ../nbs/14_evaluate.ipynb #3be523b3
+@patch
+def rows(self:Comparison,
+         arm): # A name of `arm_names`
+    "Its networks, by (seed, i)."
+    table = self.table[self.table.arm==arm].set_index(['seed', 'i'])
+    return self._search() if arm=='search' else table
 
-    def _search(self):
-        "Of each seed the best random one by validation that the cost of ENAS would have paid for."
-        best, ours, randoms = [], self.rows('derived'), self.rows('random').sort_index()
-        for seed,nets in randoms.reset_index().groupby('seed'):
-            if seed not in ours.index: continue
-            budget = ours.loc[seed][['search_macs', 'train_macs']].sum(axis=1).iloc[0]
-            paid = nets.assign(cost=nets.train_macs, valid=nets.valid.astype(object)
-                               .where(nets.valid.notna(), None)).to_dict('records')
-            n, net = equal_cost(self.measure, paid, budget, nets.valid.notna().any())
-            best.append(net | dict(i=0, train_macs=nets.train_macs[:n].sum()))
-        return pd.DataFrame(best).set_index(['seed', 'i'])
+@patch
+def _search(self:Comparison):
+    "Of each seed the best random one by validation that the cost of ENAS would have paid for."
+    best, ours, randoms = [], self.rows('derived'), self.rows('random').sort_index()
+    for seed,nets in randoms.reset_index().groupby('seed'):
+        if seed not in ours.index: continue
+        budget = ours.loc[seed][['search_macs', 'train_macs']].sum(axis=1).iloc[0]
+        paid = nets.assign(cost=nets.train_macs, valid=nets.valid.astype(object)
+                           .where(nets.valid.notna(), None)).to_dict('records')
+        n, net = equal_cost(self.measure, paid, budget, nets.valid.notna().any())
+        best.append(net | dict(i=0, train_macs=nets.train_macs[:n].sum()))
+    return pd.DataFrame(best).set_index(['seed', 'i'])
 
 # %% ../nbs/14_evaluate.ipynb #12a00025
 @patch

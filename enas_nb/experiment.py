@@ -219,6 +219,10 @@ def _comparison(recipe, children, randoms, budget):
             'equal_cost_rival': dict(n=n, arch=rival['arch']) | _tested(measure, rival)}
 
 # %% ../nbs/appendix/experiment.ipynb #d5090c55
+def _numbers(recipe):
+    "What decides the results of a recipe: all but its words."
+    return {k: v for k,v in recipe.to_dict().items() if k!='about'}
+
 class Experiment:
     "A recipe at work in the folder of a run."
     def __init__(self,
@@ -233,7 +237,7 @@ class Experiment:
         self.dls  = recipe.dls(seed, torch.device(device) if device else default_device())
         self.task = recipe.task(self.dls)
         self.sizes, self.measure = self.task.sizes(), recipe.task.measure
-        numbers = hashlib.sha256(json.dumps(recipe.to_dict()).encode()).hexdigest()[:16]
+        numbers = hashlib.sha256(json.dumps(_numbers(recipe)).encode()).hexdigest()[:16]
         found = dict(data=self.task.fingerprint(), numbers=numbers, seed=seed)
         made  = dict(threads=torch.get_num_threads(), made_with=_made_with(self.dls.device))
         run.work(lambda: dict(begun=lambda folder: found | made), log)
@@ -295,6 +299,7 @@ def nets(self:Experiment):
 
 _short = dict(children='child') # how tasks call an arm
 
+# %% ../nbs/appendix/experiment.ipynb #9d1917c2
 @patch
 def plan(self:Experiment):
     "The tasks that can be done, and what does them."
@@ -382,6 +387,7 @@ def search(self:Experiment,
                 rivals={k: [*map(str, some)] for k,some in rivals.items()}, scores=scores,
                 cost=cost, macs=macs, made_with=self.made_with, **rest)
 
+# %% ../nbs/appendix/experiment.ipynb #d7a1cf2a
 @patch
 def fitted(self:Experiment,
            recipe,  # Whose search
@@ -415,6 +421,7 @@ def params(self:Experiment,
     sizes  = recipe.space.sizes(recipe.preset.final) | recipe.final_sizes()
     return sum(count_params(arch, *self.like[:2], **sizes))
 
+# %% ../nbs/appendix/experiment.ipynb #f8d63851
 @patch
 def others(self:Experiment,
            learn, # The search after its fit
@@ -437,6 +444,7 @@ def others(self:Experiment,
         untrained=untrained)
     return {k: do() for k,do in make.items() if k in recipe.arms}
 
+# %% ../nbs/appendix/experiment.ipynb #6f521642
 @patch
 def released(self:Experiment,
              folder): # For checkpoints
@@ -497,6 +505,7 @@ def result(self:Experiment):
     return result | dict(cost={k: round(v, 2) for k,v in cost.items()},
                          enas_cost=round(enas, 2), macs=macs, nets=self.table(nets))
 
+# %% ../nbs/appendix/experiment.ipynb #79bebc9b
 @patch
 def table(self:Experiment,
           nets): # Results of the tasks, by name
@@ -548,7 +557,7 @@ def run_recipe(recipe, # What to run
 def _protocol(recipe, seeds):
     "What a comparison will do, JSON-able."
     rival = 'equal' if 'equal' in recipe.arms else 'random'
-    return dict(recipe=json.loads(json.dumps(recipe.to_dict())), seeds=list(seeds),
+    return dict(recipe=json.loads(json.dumps(_numbers(recipe))), seeds=list(seeds),
                 measure=recipe.task.measure.name, question=['children', rival],
                 stopping='all seeds are run, whatever they show')
 
@@ -566,6 +575,7 @@ def _begin(out, protocol):
         raise ValueError(f"{out} was begun with other {', '.join(bad)}: choose another folder, "
                          f'or ask for what {file} says')
 
+# %% ../nbs/appendix/experiment.ipynb #8321aedb
 def compare(recipe,      # A `Recipe`
             out,         # Its folder: a new one, or one to go on with
             arms=None,   # Further arms, names of `arm_names`; the recipe's own by default

@@ -73,14 +73,14 @@ class RecipeHead:
     gpu: bool = False # Is it out of reach of a CPU?
 
 heads = {k: RecipeHead(about) for k,about in {
-    'digits-macro': "scikit-learn's 8x8 digits, 6 layers: about a minute on one core",
+    'digits-macro': "scikit-learn's 8x8 digits, 6 layers: about 2 minutes on one core",
     'digits-micro': "scikit-learn's 8x8 digits, cells of 4 nodes: about a minute on one core",
     'fashion-macro':
         'Fashion-MNIST, 10,000 training images, 6 layers: about 10 minutes on one core',
     'cifar10-macro-small':
-        'CIFAR-10, 20,000 training images, 6 layers: about half an hour on one core',
+        'CIFAR-10, 20,000 training images, 6 layers: about 30 minutes on one core',
     'cifar10-micro-small':
-        'CIFAR-10, 20,000 training images, cells of 3 nodes: about half an hour on one core',
+        'CIFAR-10, 20,000 training images, cells of 3 nodes: about 30 minutes on one core',
     'text-small': 'The prose of installed docstrings, 80,000 words, 2,000 different ones, '
                   'cells of 8 nodes: about 4 minutes on one core',
     'ptb-small': 'Penn Treebank, 300,000 training words, cells of 8 nodes: '

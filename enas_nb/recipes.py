@@ -80,6 +80,7 @@ def as_released(self:Recipe):
     theta = replace(theirs.controller, steps=max(1, round(steps)))
     return replace(self, preset=replace(ours, controller=theta, search=search), arms=())
 
+# %% ../nbs/16_recipes.ipynb #ac50cf9b
 @patch
 def dls(self:Recipe,
         seed,    # Of the split, where the data leave one to be made

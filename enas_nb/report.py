@@ -423,6 +423,7 @@ def checklist(comparison, # A `Comparison`
         ('The whole cost, search and training?', yes('in the table, in multiply-adds')),
         ('All details of the setup?', yes('`result.json` of each run'))]
 
+# %% ../nbs/15_report.ipynb #7b7a21c3
 def comparison_report(comparison, # A `Comparison`
                       protocol=None, # As `protocol.json` has it
                      )->str:

@@ -539,14 +539,6 @@ def _size_terms(self:Learner, archs, size):
     params = torch.tensor([float(sum(count_params(o, n_in, n_out))) for o in archs])
     return size*ranks(params).to(self.dls.device)
 
-# %% ../nbs/12_search.ipynb #6e0a11e3
-class Derived(Arch):
-    "The best of several architectures, and the `scores` of those that were compared with it."
-    def __init__(self, arch, scores, sure):
-        super().__init__(arch.space, arch.code)
-        object.__setattr__(self, 'scores', scores) # pairs (`Arch`, score), the best first
-        object.__setattr__(self, 'sure', sure) # in which share of resampled images does it win?
-
 @patch
 def glance(self:Learner,
            archs, # `Arch`s of the space of this search
@@ -557,6 +549,14 @@ def glance(self:Learner,
     few = random_batch(dl, min(dl.bs, len(dl.dataset)), self.search.generator('few'))
     scores, sizes = self._scores(archs, None, [few])
     return scores.mean(0)@sizes/sizes.sum()
+
+# %% ../nbs/12_search.ipynb #6e0a11e3
+class Derived(Arch):
+    "The best of several architectures, and the `scores` of those that were compared with it."
+    def __init__(self, arch, scores, sure):
+        super().__init__(arch.space, arch.code)
+        object.__setattr__(self, 'scores', scores) # pairs (`Arch`, score), the best first
+        object.__setattr__(self, 'sure', sure) # in which share of resampled images does it win?
 
 @patch
 def choose(self:Learner,
@@ -581,6 +581,7 @@ def choose(self:Learner,
                    float('nan') if one else
                    _how_sure(order[0], scores, sizes, terms, self.search.generator('sure')))
 
+# %% ../nbs/12_search.ipynb #28112624
 @patch
 def derive(self:Learner,
            n=10, # How many architectures are sampled
