@@ -231,6 +231,9 @@ def _resumed(run, trains):
     "A run to go on with, if it is of this command, and `run.json` is as it was made."
     kinds = dict(recipe=str, seed=int, epochs=int, text=str, images=str, device=str)
     asked = run.asked
+    if 'comparison' in asked:
+        raise ValueError(f'{run.path} is one seed of a comparison: '
+                         'the same enas-compare as before goes on with it')
     bad   = [k for k,kind in kinds.items()
              if k not in asked or not isinstance(asked[k], (kind, type(None)))]
     if bad or None in (asked['recipe'], asked['seed']):
@@ -337,12 +340,14 @@ def enas_train(argv=None): # Words of the command line after the command; the pr
     return _main('enas-train', _train, argv)
 
 # %% ../nbs/17_cli.ipynb #12d00002
-def _count(text):
+def _how_many(text):
     "Seeds: how many, or their list."
-    if not re.fullmatch(r'\d+(,\d+)*', text):
+    if not re.fullmatch(r'\d+|(\d+,)+\d*', text):
         raise argparse.ArgumentTypeError(f"{text!r} is no number, and no list like '0,1,2'")
-    seeds = [int(o) for o in text.split(',')]
-    return seeds if ',' in text else list(range(seeds[0]))
+    if ',' in text: return [int(o) for o in text.split(',') if o]
+    if int(text)>100:
+        raise argparse.ArgumentTypeError(f"{text} seeds are too many; seed {text} is '{text},'")
+    return int(text)
 
 # %% ../nbs/17_cli.ipynb #b9574826
 def _compare(argv):
@@ -350,19 +355,25 @@ def _compare(argv):
                 'rivals. The same command again goes on where it was.')
     p.add_argument('recipe', help='what to run, see enas-search --list')
     p.add_argument('folder', help='a new folder, or one to go on with')
-    p.add_argument('--seeds', type=_count, default=list(range(5)), metavar='N',
+    p.add_argument('--seeds', type=_how_many, default=5, metavar='N',
                    help="how many, or a list like '3,4'; 5 by default")
     p.add_argument('--arms', metavar='NAMES', help="further arms, like 'equal,released', or 'all'; "
                                                    "the recipe's own by default")
     p.add_argument('--epochs', type=int, metavar='N',
                    help="epochs of each training; the recipe's own by default")
     p.add_argument('--device', help="cpu, cuda, ...; fastai's choice by default")
+    p.add_argument('--text', metavar='PATH', help='a text of your own, for a recipe of text')
+    p.add_argument('--images', metavar='FOLDER', help='images of your own, a folder per class')
+    argv = sys.argv[1:] if argv is None else argv
     a = p.parse_args(argv)
-    asked = dict(recipe=a.recipe, epochs=a.epochs, device=a.device, text=None, images=None)
-    recipe = _recipe(asked)
+    if not a.folder: raise ValueError('the folder is empty, a path is needed')
+    a.resume, a.out, a.seed = None, None, 0
+    _check(a, argv)
+    recipe = _recipe(_asked(a))
     from enas_nb.evaluate import further_arms
     from enas_nb.experiment import compare
-    arms = further_arms if a.arms=='all' else a.arms and a.arms.split(',')
+    arms = a.arms and [o.strip() for o in a.arms.split(',') if o.strip()]
+    if arms and 'all' in arms: arms = further_arms
     try: compare(recipe, a.folder, arms, a.seeds, a.device, lambda o: print(o, flush=True))
     except KeyboardInterrupt as e:
         line = f'what is done is in {a.folder}; the same command goes on'
@@ -375,19 +386,31 @@ def enas_compare(argv=None): # Words after the command; the process's by default
     return _main('enas-compare', _compare, argv)
 
 # %% ../nbs/17_cli.ipynb #12d00003
+def _kept_to(folder, table):
+    "The protocol of a comparison; `ValueError` where the table is not what it says."
+    from enas_nb.experiment import read_protocol
+    said = read_protocol(folder/'protocol.json')
+    found = dict(seeds=sorted(map(int, table.seed.unique())), measure=table.measure.iloc[0])
+    bad = [k for k,v in found.items() if said.get(k)!=v] if {'seed', 'measure'} <= {*table} else []
+    if bad: raise ValueError(f"{folder/'table.csv'} has other {', '.join(bad)} than protocol.json: "
+                             'the same enas-compare writes it anew')
+    return said
+
 def _networks(folder):
     "The networks that a folder of a comparison, or of a run, has a row for; a protocol, or None."
     import pandas as pd
     folder = Path(folder)
     protocol = folder/'protocol.json'
     if (folder/'table.csv').is_file():
-        said = json.loads(protocol.read_text()) if protocol.is_file() else None
-        return pd.read_csv(folder/'table.csv'), said
+        table = pd.read_csv(folder/'table.csv')
+        return table, _kept_to(folder, table) if protocol.is_file() else None
     if protocol.is_file():
         raise ValueError(f'{folder} is not finished: the same enas-compare goes on with it')
     if not (folder/'result.json').is_file():
         raise ValueError(f'{folder} holds no finished run: neither table.csv nor result.json')
     result = json.loads((folder/'result.json').read_text())
+    if 'random_archs' not in result:
+        raise ValueError(f'{folder} is a training of one architecture, with nothing beside it')
     if 'nets' not in result:
         raise ValueError(f'{folder} was made by an older version, which kept no row for each '
                          'network: run it again')
@@ -404,10 +427,11 @@ def _evaluate(argv):
     import pandas as pd
     tables, protocols = zip(*map(_networks, a.folders))
     table = pd.concat(tables, ignore_index=True)
-    if table.recipe.nunique()>1:
-        raise ValueError(f"these are runs of {', '.join(table.recipe.unique())}: one recipe at a "
-                         'time can be evaluated')
-    if table.duplicated(['seed', 'arm', 'i']).any():
+    for o in {'recipe', 'numbers'} & {*table}:
+        if table[o].nunique()>1:
+            raise ValueError(f'these are runs of several {o}: those of one recipe with the same '
+                             'numbers can be evaluated together')
+    if 'seed' in table and sum(o.seed.nunique() for o in tables)>table.seed.nunique():
         raise ValueError('two folders hold the same seed: name each run once')
     from enas_nb.evaluate import Comparison
     from enas_nb.report import comparison_report, plot_arms

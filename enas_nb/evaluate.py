@@ -114,8 +114,9 @@ def equal_cost(measure, # The `Measure` of all
 def mutate(arch, # The architecture
            rng,  # A numpy `Generator`
           ):
-    "Another architecture: one integer of the encoding has another value."
+    "Another architecture, where there is one: one integer of the encoding has another value."
     free = [i for i,(step,_) in enumerate(arch.space.slots) if step.choices>1]
+    if not free: return arch
     i = rng.choice(free)
     n = arch.space.slots[i][0].choices
     value = int(arch.code[i]+rng.integers(1, n)) % n
@@ -195,25 +196,26 @@ def twins(self:Findings)->Paired|None:
 
 # %% ../nbs/14_evaluate.ipynb #12a00021
 class Interval(NamedTuple):
-    "A mean and its interval of 95%, infinite where there is one number alone."
-    mean: float
+    "A mean and its interval of 95%, infinite where there is one number alone, or none."
+    mean: float # nan without a number
     low: float
     high: float
     n: int # numbers: the seeds
 
     @property
     def verb(self):
-        "`'better'`, `'worse'`, or `'not told apart'`."
+        "`'better'`, `'worse'`, or `'not told apart'`; numbers that are all alike tell nothing."
+        if math.isclose(self.low, self.high, abs_tol=1e-9): return 'not told apart'
         return 'better' if self.low>0 else 'worse' if self.high<0 else 'not told apart'
 
-def t_interval(values, # Numbers, one for each seed; `ValueError` without any
+def t_interval(values, # Numbers, one for each seed
               )->Interval:
     "Their mean, and Student's interval for it."
     values = np.asarray(values, dtype=float)
-    if not len(values): raise ValueError('no seed has both of what is compared')
-    mean, n = values.mean().item(), len(values)
-    half = stats.t.ppf(.975, n-1)*values.std(ddof=1)/n**.5 if n>1 else math.inf
-    return Interval(mean, float(mean-half), float(mean+half), n)
+    n = len(values)
+    if n<2: return Interval(float(values[0]) if n else math.nan, -math.inf, math.inf, n)
+    half = float(stats.t.ppf(.975, n-1)*values.std(ddof=1)/n**.5)
+    return Interval(float(values.mean()), float(values.mean())-half, float(values.mean())+half, n)
 
 # %% ../nbs/14_evaluate.ipynb #12a00023
 arm_names = dict( # in words, by the name in a table
@@ -227,19 +229,51 @@ always_there = 'derived', 'children', 'random', 'search'
 further_arms = tuple(o for o in arm_names if o not in always_there)
 
 def check_arms(arms): # Names, of a recipe
-    "The further arms of a recipe as a tuple; `ValueError` for an unknown one."
-    arms = tuple(arms)
+    "The further arms of a recipe, each once, in the order of `arm_names`; `ValueError` if unknown."
+    if isinstance(arms, str): raise ValueError(f'arms is {arms!r}, a list of names is needed')
     for o in arms:
         if o not in further_arms:
             raise ValueError(f"no arm {o!r}, allowed are {', '.join(further_arms)}; "
                              f"{', '.join(always_there)} are always there")
-    return arms
+    return tuple(o for o in further_arms if o in arms)
 
 # %% ../nbs/14_evaluate.ipynb #e987952e
+_columns = ('recipe', 'measure', 'seed', 'arm', 'i', 'arch', 'params', 'valid', 'test', 'shared',
+            'search_macs', 'train_macs')
+
+def _check_table(table):
+    "Refuse a table that is none of a comparison of one recipe."
+    if missing := [o for o in _columns if o not in table]:
+        raise ValueError(f"the table has no column {', '.join(missing)}")
+    if not len(table): raise ValueError('the table has no row')
+    for o in ('recipe', 'measure', 'numbers'):
+        if o in table and table[o].nunique()>1:
+            raise ValueError(f"the table has more than one {o}: {', '.join(table[o].unique())}")
+    odd = table[~table.arm.isin({*arm_names} - {'search'})].arm
+    if len(odd): raise ValueError(f"no arm {odd.iloc[0]!r}, there are {', '.join(arm_names)}")
+    if table.measure.iloc[0] not in measures:
+        raise ValueError(f"measure is {table.measure.iloc[0]!r}, allowed are {', '.join(measures)}")
+    for o in ('seed', 'i', *_columns[6:]):
+        bad = table[o][pd.to_numeric(table[o], errors='coerce').isna() & table[o].notna()]
+        if len(bad): raise ValueError(f'the column {o} holds {bad.iloc[0]!r}, a number is needed')
+    for o in ('seed', 'i', 'params', 'search_macs', 'train_macs'):
+        if table[o].isna().any(): raise ValueError(f'the column {o} has an empty place')
+    if table.duplicated(['seed', 'arm', 'i']).any():
+        raise ValueError('a seed, an arm and a number stand in more than one row')
+    arms = table.groupby('seed').arm.unique().map(lambda o: tuple(sorted(o)))
+    if arms.nunique()>1: raise ValueError('its seeds have different arms: ' + '; '.join(
+        f"{seed}: {', '.join(o)}" for seed,o in arms.items()))
+
+# %% ../nbs/14_evaluate.ipynb #f1c14ec9
 @dataclass(frozen=True)
 class Comparison:
     "Several runs of a recipe: what can be said of their arms."
     table: pd.DataFrame = field(repr=False) # A row each network, as `compare` returns it
+
+    def __post_init__(self):
+        _check_table(self.table)
+        numbers = {o: pd.to_numeric(self.table[o]) for o in _columns[6:]} # None where one diverged
+        object.__setattr__(self, 'table', self.table.assign(**numbers))
 
     @property
     def measure(self)->Measure:
@@ -254,7 +288,8 @@ class Comparison:
     @property
     def arms(self)->list:
         "Names of its arms, in the order of `arm_names`."
-        found = {*self.table.arm, *(['search'] if 'random' in set(self.table.arm) else [])}
+        found = {*self.table.arm}
+        if {'random', 'derived'} <= found: found.add('search')
         return [o for o in arm_names if o in found]
 
 # %% ../nbs/14_evaluate.ipynb #3be523b3
@@ -276,7 +311,7 @@ def _search(self:Comparison):
                            .where(nets.valid.notna(), None)).to_dict('records')
         n, net = equal_cost(self.measure, paid, budget, nets.valid.notna().any())
         best.append(net | dict(i=0, train_macs=nets.train_macs[:n].sum()))
-    return pd.DataFrame(best).set_index(['seed', 'i'])
+    return pd.DataFrame(best, columns=self.table.columns).set_index(['seed', 'i'])
 
 # %% ../nbs/14_evaluate.ipynb #12a00025
 @patch
@@ -289,21 +324,30 @@ def _worth(self:Comparison, arm):
 def gains(self:Comparison,
           ours,   # Name of an arm
           theirs, # Name of another
+          pairs=True, # Pair by pair, where all have partners? Else the means of a seed
          ):
-    "How much better one arm is than another, a number each seed: the mean over its pairs."
+    "How much better one arm is than another, a number each seed."
+    has_all = self.rows(ours).index.isin(self.rows(theirs).index).all()
     a, b = self._worth(ours), self._worth(theirs)
-    pairs = (a-b).dropna()
-    if len(pairs): return pairs.groupby('seed').mean()
+    if pairs and has_all: return (a-b).dropna().groupby('seed').mean()
     return (a.groupby('seed').mean()-b.groupby('seed').mean()).dropna()
+
+@patch
+def lost(self:Comparison,
+         arm): # Its name
+    "How many of its networks diverged."
+    return int(self.rows(arm).test.isna().sum())
 
 @patch
 def difference(self:Comparison,
                ours,   # Name of an arm
                theirs, # Name of another
+               pairs=True, # As `gains` has it
               )->Interval:
     "The mean over the seeds, in the measure's unit, and its interval."
-    return t_interval(self.gains(ours, theirs))
+    return t_interval(self.gains(ours, theirs, pairs))
 
+# %% ../nbs/14_evaluate.ipynb #8ddd0aa7
 @patch
 def improvement(self:Comparison,
                 arm, # Its name
@@ -312,22 +356,27 @@ def improvement(self:Comparison,
     a, b = (self.rows(o).test.groupby('seed').mean() for o in (arm, 'random'))
     return t_interval((self.sign*100*(a-b)/b).dropna())
 
+# %% ../nbs/14_evaluate.ipynb #12a00028
 @patch
 def agreement(self:Comparison)->Interval:
-    "Kendall's τ of shared and retrained results, within each seed."
-    table = self.table.dropna(subset=['shared', 'test'])
-    return t_interval([stats.kendalltau(o.shared, self.sign*o.test).statistic
-                       for _,o in table.groupby('seed')])
+    "Kendall's τ of shared and retrained results of different architectures, within each seed."
+    table = self.table.dropna(subset=['shared', 'test']).drop_duplicates(['seed', 'arch'])
+    taus  = [stats.kendalltau(o.shared, self.sign*o.test).statistic
+             for _,o in table.groupby('seed')]
+    return t_interval([o for o in taus if not math.isnan(o)])
 
 # %% ../nbs/14_evaluate.ipynb #12a00027
 @patch
 def curse(self:Comparison):
-    "Validation and test result of the best of `n` random networks by validation: a row each `n`."
+    """Validation and test result of the best of `n` random networks by validation: a row each `n`.
+    As many rows as each seed has networks; none where all was trained on."""
     def best_of(nets):
-        nets = nets.dropna(subset=['valid', 'test']).sort_values(
-            'valid', ascending=self.sign>0)[['valid', 'test']]
+        nets = nets.sort_values('valid', ascending=self.sign>0)[['valid', 'test']]
         k, N = np.arange(len(nets)), len(nets) # the best one is the last
         share = [[math.comb(int(i), n-1)/math.comb(N, n) for i in k] for n in range(1, N+1)]
-        return pd.DataFrame(np.array(share)@nets.to_numpy(), range(1, N+1), nets.columns)
-    return pd.concat([best_of(o) for _,o in self.rows('random').groupby('seed')]
-                    ).groupby(level=0).mean().rename_axis('n')
+        return pd.DataFrame(np.array(share)@nets.to_numpy(float), range(1, N+1), nets.columns)
+    nets = self.rows('random').dropna(subset=['valid', 'test'])
+    if not len(nets): return pd.DataFrame(columns=['valid', 'test']).rename_axis('n')
+    each = [best_of(o) for _,o in nets.groupby('seed')]
+    return pd.concat([o[:min(map(len, each))] for o in each]).groupby(level=0).mean(
+        ).rename_axis('n')

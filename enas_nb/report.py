@@ -137,8 +137,9 @@ def _twins(found):
     if not twins.n: return ' In every pair with one of equal size one diverged.'
     m = found.measure
     gain, se = (f'{o*m.scale:{sign}.{m.digits}f}' for o,sign in ((twins.mean, '+'), (twins.se, '')))
+    error = f'standard error {se}' if twins.n>1 else 'one pair, which has no standard error'
     return (f' In pairs with random ones of equal size, within a tenth, they are {gain} {m.unit} '
-            f'better (standard error {se}).')
+            f'better ({error}).')
 
 # %% ../nbs/15_report.ipynb #20a5869c
 def md_table(rows, # Lists of cells
@@ -345,31 +346,42 @@ Made with {', '.join(f'{k} {v}' for k,v in result['versions'].items())}, on {res
 def _span_of(comparison, gain, unit=True):
     "An `Interval` of gains in words."
     m = comparison.measure
+    if not gain.n: return 'none: too many diverged'
     mean, low, high = (f'{o:+.{m.digits}f}' for o in gain[:3])
     return (f'{mean}{f" {m.unit}"*unit}' +
             (f' ({low} to {high})' if math.isfinite(gain.low) else ' (one seed, no interval)'))
 
+def _rival(comparison):
+    "Whom the children are measured by."
+    return 'equal' if 'equal' in comparison.arms else 'random'
+
 def answer(comparison, # A `Comparison`
           )->str:
     "One sentence: are the policy's children better than random architectures of their size?"
-    rival = 'equal' if 'equal' in comparison.arms else 'random'
-    gain  = comparison.difference('children', rival)
-    said  = {'better': 'better than', 'worse': 'worse than',
-             'not told apart': 'not told apart from'}[gain.verb]
-    size  = dict(equal='random architectures of equal size', random='random architectures')[rival]
-    return (f"Over {n_of(gain.n, 'seed')} the policy's children are {said} {size}: "
-            f'{_span_of(comparison, gain)}.')
+    c, rival = comparison, _rival(comparison)
+    gain = c.difference('children', rival)
+    verb = gain.verb
+    if verb=='better' and c.lost('children') > c.lost(rival): verb = 'not told apart'
+    said = {'better': 'better than', 'worse': 'worse than', 'not told apart': 'not told apart from'}
+    size = dict(equal='random architectures of equal size', random='random architectures')[rival]
+    lost = ', '.join(f'{c.lost(o)} of {len(c.rows(o))} {what} diverged' for o,what in
+                     (('children', 'children'), (rival, 'random ones')) if c.lost(o))
+    return (f"Over {n_of(gain.n, 'seed')} the policy's children are {said[verb]} {size}: "
+            f'{_span_of(c, gain)}{f"; {lost}"*bool(lost)}.')
 
+# %% ../nbs/15_report.ipynb #803e0f4b
 def arm_rows(comparison): # A `Comparison`
     "A row for each arm: networks, result, parameters, cost, and its gain over random ones."
     c, rows = comparison, []
     for arm in c.arms:
         nets = c.rows(arm)
         cost = (nets.search_macs.groupby('seed').first()+nets.train_macs.groupby('seed').mean())
-        over = _span_of(c, c.difference(arm, 'random'), False) if arm!='random' else ''
+        over = _span_of(c, c.difference(arm, 'random', False), False) if arm!='random' else ''
         ours = _span_of(c, c.difference('children', arm), False) if arm!='children' else ''
+        lost = f', {c.lost(arm)} diverged'*bool(c.lost(arm))
         test = nets.test.groupby('seed').mean().mean()
-        rows.append((arm_names[arm], len(nets), show(c.measure, test), f'{nets.params.mean():,.0f}',
+        test = show(c.measure, None if math.isnan(test) else test)
+        rows.append((arm_names[arm], f'{len(nets)}{lost}', test, f'{nets.params.mean():,.0f}',
                      f'{cost.mean():.2g}', over, ours))
     return rows
 
@@ -380,7 +392,7 @@ def plot_arms(comparison): # A `Comparison`
     names = [o for o in c.arms if o!='random'][::-1]
     fig,ax = plt.subplots(figsize=(6.4, 1+.35*len(names)))
     for y,arm in enumerate(names):
-        seeds, gain = c.gains(arm, 'random'), c.difference(arm, 'random')
+        seeds, gain = c.gains(arm, 'random', False), c.difference(arm, 'random', False)
         ax.plot(seeds, [y+.15]*len(seeds), 'o', color='#0072B2', alpha=.5, mec='none')
         if math.isfinite(gain.low): ax.plot(gain[1:3], [y-.1]*2, color='k', lw=2)
         ax.plot(gain.mean, y-.1, 'kD', ms=5)
@@ -424,6 +436,12 @@ def checklist(comparison, # A `Comparison`
         ('All details of the setup?', yes('`result.json` of each run'))]
 
 # %% ../nbs/15_report.ipynb #7b7a21c3
+def _within(o, unit=''):
+    "An `Interval` in words."
+    if not o.n: return 'none'
+    span = f' ({o.low:+.2f} to {o.high:+.2f})' if o.n>1 else ' (one seed, no interval)'
+    return f'{o.mean:+.2f}{unit}{span}'
+
 def comparison_report(comparison, # A `Comparison`
                       protocol=None, # As `protocol.json` has it
                      )->str:
@@ -431,7 +449,8 @@ def comparison_report(comparison, # A `Comparison`
     c = comparison
     measure, derived = c.measure, c.difference('derived', 'search')
     tau = c.agreement()
-    lost = int(c.table.test.isna().sum())
+    blind = ('' if c.rows('random').valid.notna().any() else ' All images were trained on, so '
+             'nothing could be chosen by: random search is one random network here.')
     head = ('arm', 'networks', f'test {measure.name}', 'parameters', 'multiply-adds',
             f'over random, {measure.unit}', f"the children over it, {measure.unit}")
     return f"""# {c.table.recipe.iloc[0]}: is the search better than random?
@@ -440,15 +459,16 @@ def comparison_report(comparison, # A `Comparison`
 
 {md_table(arm_rows(c), head)}
 
-In brackets: intervals of 95% over {n_of(c.table.seed.nunique(), 'seed')}, each seed one number.
+In brackets: intervals of 95% over {n_of(c.table.seed.nunique(), 'seed')}, each seed one number. \
+`{head[5]}`: the mean of an arm and that of all random ones. `{head[6]}`: pair by pair, where each \
+child has a partner, else the means.{blind}
 
 * The derived architecture over random search at equal cost: {_span_of(c, derived)}, \
 {derived.verb}.
-* Over the mean random architecture (relative improvement): {c.improvement('children').mean:+.2f}% \
-for the children, {c.improvement('derived').mean:+.2f}% for the derived architecture.
-* Shared weights and retrainings rank alike: Kendall's τ {tau.mean:+.2f} \
-({tau.low:+.2f} to {tau.high:+.2f}).
-{f"* {n_of(lost, 'network')} diverged and stayed out of the means." if lost else ''}
+* Over the mean random architecture (relative improvement): \
+{_within(c.improvement('children'), '%')} for the children, \
+{_within(c.improvement('derived'), '%')} for the derived architecture.
+* Shared weights and retrainings rank alike: Kendall's τ {_within(tau)}.
 
 ## The best practices of Lindauer and Hutter (2020)
 

@@ -7,7 +7,7 @@ import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 
-from enas_nb.cli import enas_compare, enas_evaluate
+from enas_nb.cli import enas_compare, enas_evaluate, enas_search
 from enas_nb.controller import Controller
 from enas_nb.cost import count_params
 from enas_nb.evaluate import Comparison, arm_names, check_arms, evolve, further_arms, mutate, size_twin, t_interval
@@ -91,11 +91,12 @@ def test_an_interval_is_students():
     assert (mean, n)==(np.mean(x), 4) and (low, high)==pytest.approx((known.low, known.high))
     assert t_interval([1., 1.1]).verb=='better' and t_interval([-1., -1.1]).verb=='worse'
     assert t_interval([7.]).verb=='not told apart'
-    with pytest.raises(ValueError, match='no seed'): t_interval([])
+    assert t_interval([2., 2., 2.]).verb=='not told apart' # no spread tells nothing
+    assert t_interval([]).verb=='not told apart' and t_interval([]).n==0
 
 def rows(*nets, measure='accuracy'):
     cols = ['seed', 'arm', 'i', 'test', 'valid', 'shared', 'params', 'search_macs', 'train_macs']
-    return Comparison(pd.DataFrame([dict(zip(cols, o)) | dict(recipe='r', measure=measure, arch='0') for o in nets]))
+    return Comparison(pd.DataFrame([dict(zip(cols, o)) | dict(recipe='r', measure=measure, arch=str(k)) for k,o in enumerate(nets)]))
 
 def test_a_difference_is_paired_within_a_seed():
     c = rows((0, 'children', 1, .9, .9, 1, 5, 9, 1), (0, 'children', 2, .8, .9, 1, 5, 9, 1),
@@ -109,8 +110,53 @@ def test_perplexities_gain_by_their_ratio_and_the_diverged_stay_out():
              (0, 'random', 1, 200., 190., 2, 5, 0, 1), (0, 'random', 2, 100., 90., 2, 5, 0, 1), measure='perplexity')
     assert list(c.gains('children', 'random'))==pytest.approx([math.log(2)])
     assert c.improvement('children').mean==pytest.approx(100*(150-100)/150)
-    assert '1 network diverged' in comparison_report(rows(*[(s, a, 1, t, t, k, 5, 1, 1) for s in (0, 1) for a,t,k in (
+    assert '| 3, 1 diverged |' in comparison_report(rows(*[(s, a, 1, t, t, k, 5, 1, 1) for s in (0, 1) for a,t,k in (
         ('derived', 90., 3), ('children', 95., 2), ('random', 100.+s, 1))], (0, 'random', 2, np.nan, np.nan, 0, 5, 1, 1), measure='perplexity'))
+
+def test_survivors_alone_are_not_better():
+    nets = [(s, 'children', i, .9+.001*s if i==1 else np.nan, .9, 1, 5, 9, 1) for s in range(3) for i in (1, 2, 3)]
+    nets += [(s, 'random', i, .8+.002*s if i==1 else .95, .9, 1, 5, 0, 1) for s in range(3) for i in (1, 2, 3)]
+    said = answer(rows(*nets, *[(s, 'derived', 0, .9, .9, 1, 5, 9, 1) for s in range(3)]))
+    assert 'not told apart' in said and '6 of 9 children diverged' in said
+
+@pytest.mark.parametrize('arm', ['derived', 'children', 'random', 'shared', 'equal'])
+def test_an_arm_that_diverged_as_a_whole_does_not_stop_the_report(arm):
+    nets = [(s, a, i, np.nan if a==arm else .8+.01*i+.02*s, .8+.01*i, i, 5, 1, 1) for s in (0, 1)
+            for a,i in (('derived', 0), ('children', 1), ('random', 1), ('random', 2), ('equal', 0), ('equal', 1), ('shared', 0))]
+    text = comparison_report(rows(*nets))
+    assert 'none' in text and 'nan' not in text and 'diverged' in text
+    plot_arms(rows(*nets))
+
+def test_a_column_has_one_reference():
+    "Over random: all random networks of a seed, whatever the arm; the children over an arm: pairs."
+    nets = [(s, 'derived', 0, .9, .9, 1, 5, 1, 1) for s in (0, 1)] + [(s, 'children', i, .8+.01*s, .9, 1, 5, 1, 1) for s in (0, 1) for i in (1, 2)]
+    nets += [(s, 'random', i, t, .9, 1, 5, 0, 1) for s in (0, 1) for i,t in ((1, .7), (2, .7), (3, 1.))]
+    c = rows(*nets)
+    assert list(c.gains('children', 'random', False))==pytest.approx([0, 1]) and list(c.gains('children', 'random'))==pytest.approx([10, 11])
+    assert c.improvement('children').mean==pytest.approx(100*.005/.8)
+
+def test_all_images_trained_on_leave_nothing_to_choose_by():
+    nets = [(s, a, i, .8+.01*i, np.nan, 1, 5, 1, 1) for s in (0, 1) for a,i in (('derived', 0), ('children', 1), ('random', 1), ('random', 2))]
+    c = rows(*nets)
+    assert len(c.curse())==0 and 'random search is one random network' in comparison_report(c)
+
+def test_the_curse_is_a_mean_over_all_seeds():
+    nets = [(0, 'random', i, .5+.1*i, .5+.1*i, 1, 5, 0, 1) for i in (1, 2, 3)] + [(1, 'random', i, .1*i, .1*i, 1, 5, 0, 1) for i in (1, 2)]
+    c = rows(*nets, *[(s, 'derived', 0, .9, .9, 1, 5, 9, 1) for s in (0, 1)]).curse()
+    assert list(c.index)==[1, 2] and c.valid.is_monotonic_increasing
+
+def test_ranks_of_one_architecture_agree_with_nothing():
+    c = rows(*[(0, 'random', i, .5, .5, 1, 5, 0, 1) for i in (1, 2)], (0, 'derived', 0, .5, .5, 1, 5, 9, 1), (0, 'children', 1, .5, .5, 1, 5, 9, 1))
+    assert c.agreement().n==0 and not [o for o in ('nan', '(-inf', '+inf') if o in comparison_report(c)]
+
+@pytest.mark.parametrize('change,said', [
+    (lambda t: t.drop(columns='shared'), 'no column shared'), (lambda t: t[:0], 'no row'), (lambda t: t.assign(arm=t.arm.str.title()), "no arm 'Derived'"),
+    (lambda t: t.assign(measure='luck'), "measure is 'luck'"), (lambda t: pd.concat([t, t]), 'more than one row'),
+    (lambda t: t.assign(test=t.test.map('{:.1%}'.format)), "'90.0%', a number is needed"), (lambda t: t.assign(seed=np.nan), 'seed has an empty place'),
+    (lambda t: t.assign(recipe=[f'r{i}' for i in range(len(t))]), 'more than one recipe'), (lambda t: t[(t.arm!='children')|(t.seed==0)], 'different arms')])
+def test_a_table_is_checked_when_it_is_given(change, said):
+    good = rows(*[(s, a, i, .9, .9, 1, 5, 1, 1) for s in (0, 1) for a,i in (('derived', 0), ('children', 1), ('random', 1))]).table
+    with pytest.raises(ValueError, match=said): Comparison(change(good))
 
 def test_random_search_gets_what_the_search_has_cost():
     nets = [(0, 'derived', 0, .9, .9, 1, 5, 15., 10.)]
@@ -161,8 +207,28 @@ def test_a_comparison_is_begun_once_and_gone_on_with(all_arms, tmp_path):
         with pytest.raises(ValueError, match=f'begun with other.*{word}'): compare(tiny(arms=further_arms), out, log=quiet, **kwargs)
     (tmp_path/'thesis.tex').write_text('my work')
     with pytest.raises(ValueError, match='holds other things'): compare(tiny(), tmp_path, log=quiet)
-    for seeds in ((), (1, 1)):
-        with pytest.raises(ValueError, match='different'): compare(tiny(), tmp_path/'new', seeds=seeds, log=quiet)
+    assert not (tmp_path/'protocol.lock').exists()
+    for seeds,error in (((), ValueError), ((1, 1), ValueError), ([-1], ValueError), ([.5], TypeError), ([2**32], ValueError), (0, ValueError)):
+        with pytest.raises(error, match='seed'): compare(tiny(), tmp_path/'new', seeds=seeds, log=quiet)
+    assert not (tmp_path/'new').exists()
+    with pytest.raises(ValueError, match='a list of names'): tiny(arms='equal')
+    assert tiny(arms=['shared', 'equal', 'shared']).arms==('equal', 'shared')
+
+def test_a_seed_of_another_comparison_is_refused(tmp_path, all_arms):
+    one = tiny(arms=())
+    compare(one, tmp_path/'a', seeds=[0, 1], device=torch.device('cpu'), log=quiet)
+    for o in (tmp_path/'a/seed0').rglob('*'):
+        if o.is_file(): o.write_bytes((tmp_path/'a/seed1'/o.relative_to(tmp_path/'a/seed0')).read_bytes()) if (tmp_path/'a/seed1'/o.relative_to(tmp_path/'a/seed0')).is_file() else None
+    with pytest.raises(ValueError, match='another seed'): compare(one, tmp_path/'a', seeds=[0, 1], log=quiet)
+    (tmp_path/'a/protocol.json').write_text('{"rec')
+    with pytest.raises(ValueError, match='protocol.json is damaged'): compare(one, tmp_path/'a', seeds=[0, 1], log=quiet)
+
+def test_what_is_lost_is_written_again(tmp_path):
+    one = tiny(arms=())
+    table = compare(one, tmp_path/'a', seeds=[0], log=quiet)
+    for o in ('seed0/result.json', 'seed0/report.md', 'table.csv'): (tmp_path/'a'/o).unlink()
+    pd.testing.assert_frame_equal(compare(one, tmp_path/'a', seeds=[0], log=quiet), table)
+    assert (tmp_path/'a/table.csv').exists() and (tmp_path/'a/seed0/result.json').exists()
 
 def test_an_interrupted_comparison_goes_on(tmp_path, all_arms):
     class Enough(Exception): pass
@@ -213,16 +279,31 @@ def test_the_commands_say_what_is_wrong(capsys, tmp_path, all_arms):
     out, _ = all_arms
     old = tmp_path/'old'; old.mkdir(); (old/'result.json').write_text('{"test_accuracy": 0.5}')
     begun = tmp_path/'begun'; begun.mkdir(); (begun/'protocol.json').write_text('{}')
+    cut = tmp_path/'cut'; cut.mkdir(); (cut/'protocol.json').write_bytes((out/'protocol.json').read_bytes())
+    table = pd.read_csv(out/'table.csv'); table[table.seed==3].to_csv(cut/'table.csv', index=False)
+    trained = tmp_path/'trained'; trained.mkdir(); (trained/'result.json').write_text('{"arch": "0", "test_accuracy": 0.5}')
+    (old/'result.json').write_text('{"test_accuracy": 0.5, "random_archs": []}')
     for words,said in ((['nowhere'], 'holds no finished run'), ([str(old)], 'older version'), ([str(begun)], 'not finished'),
-                       ([str(out), str(out)], 'the same seed')):
+                       ([str(out), str(out)], 'the same seed'), ([str(cut)], 'other seeds than protocol.json'),
+                       ([str(trained)], 'training of one architecture')):
         assert enas_evaluate(words)==2
         err = capsys.readouterr().err
         assert err.count('\n')==1 and said in err
     for words,said in ((['digits-makro', 'x'], 'no recipe'), (['digits-macro', str(tmp_path/'x'), '--arms', 'twin'], 'no arm'),
-                       (['digits-macro', str(tmp_path)], 'holds other things')):
+                       (['digits-macro', str(tmp_path)], 'holds other things'), (['digits-macro', ''], 'a path is needed'),
+                       (['digits-macro', 'x', '--text', 'no.txt'], 'there is no no.txt'), (['digits-macro', 'x', '--epochs', '0'], 'allowed is 1')):
         assert enas_compare(words)==2
         err = capsys.readouterr().err
         assert err.count('\n')==1 and said in err, err
+
+def test_a_seed_of_a_comparison_is_no_run_of_its_own(capsys, all_arms):
+    assert enas_search(['--resume', str(all_arms[0]/'seed3')])==2
+    assert 'is one seed of a comparison' in capsys.readouterr().err
+
+@pytest.mark.parametrize('text', ['1e3', '-1', '', '20240101'])
+def test_seeds_are_a_number_or_a_list(text, capsys):
+    with pytest.raises(SystemExit): enas_compare(['digits-macro', 'x', '--seeds', text])
+    assert 'argument --seeds' in capsys.readouterr().err
 
 def test_a_folder_is_evaluated(capsys, all_arms):
     out, table = all_arms

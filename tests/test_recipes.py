@@ -200,7 +200,7 @@ def test_a_recipe_runs_a_space_of_ones_own(tmp_path):
 
 def tiny_text():
     r = recipes['text-small'].with_epochs(2)
-    p = r.preset.override(controller=dict(steps=1, n_archs=2), search=dict(width=6), final=dict(width=8, epochs=1))
+    p = r.preset.override(controller=dict(steps=1, n_archs=2), search=dict(width=6), final=dict(width=8, epochs=1, input_p=.1, output_p=.1))
     return replace(r, space=RecurrentSpace(2), preset=p, data_args=dict(bs=20, n_train=15_000, max_vocab=200), n_children=2, n_random=2, n_derive=2, n_look=2)
 
 @pytest.fixture(scope='module')
