@@ -324,12 +324,11 @@ def _worth(self:Comparison, arm):
 def gains(self:Comparison,
           ours,   # Name of an arm
           theirs, # Name of another
-          pairs=True, # Pair by pair, where all have partners? Else the means of a seed
          ):
     "How much better one arm is than another, a number each seed."
-    has_all = self.rows(ours).index.isin(self.rows(theirs).index).all()
+    paired = theirs!='random' and self.rows(ours).index.isin(self.rows(theirs).index).all()
     a, b = self._worth(ours), self._worth(theirs)
-    if pairs and has_all: return (a-b).dropna().groupby('seed').mean()
+    if paired: return (a-b).dropna().groupby('seed').mean()
     return (a.groupby('seed').mean()-b.groupby('seed').mean()).dropna()
 
 @patch
@@ -342,10 +341,9 @@ def lost(self:Comparison,
 def difference(self:Comparison,
                ours,   # Name of an arm
                theirs, # Name of another
-               pairs=True, # As `gains` has it
               )->Interval:
     "The mean over the seeds, in the measure's unit, and its interval."
-    return t_interval(self.gains(ours, theirs, pairs))
+    return t_interval(self.gains(ours, theirs))
 
 # %% ../nbs/14_evaluate.ipynb #8ddd0aa7
 @patch

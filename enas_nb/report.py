@@ -212,8 +212,7 @@ def plot_retrained(result): # As `run_recipe` returns it
     ax.set(ylim=(-.6, len(rows)-.4),
            xlabel=f"test {measure.name}{', %' if measure.scale==100 else ''}")
     ax.set_yticks(range(len(rows)), [f'{name} ({len(values)})' for name,values,_ in rows])
-    ax.set_title(f"circle: the best of {rival['n']} random ones by validation, at equal cost",
-                 fontsize=9)
+    ax.set_title(f"circle: best of {rival['n']} random ones by validation", fontsize=9)
     fig.tight_layout(); plt.close(fig)
     return fig
 
@@ -376,7 +375,7 @@ def arm_rows(comparison): # A `Comparison`
     for arm in c.arms:
         nets = c.rows(arm)
         cost = (nets.search_macs.groupby('seed').first()+nets.train_macs.groupby('seed').mean())
-        over = _span_of(c, c.difference(arm, 'random', False), False) if arm!='random' else ''
+        over = _span_of(c, c.difference(arm, 'random'), False) if arm!='random' else ''
         ours = _span_of(c, c.difference('children', arm), False) if arm!='children' else ''
         lost = f', {c.lost(arm)} diverged'*bool(c.lost(arm))
         test = nets.test.groupby('seed').mean().mean()
@@ -392,7 +391,7 @@ def plot_arms(comparison): # A `Comparison`
     names = [o for o in c.arms if o!='random'][::-1]
     fig,ax = plt.subplots(figsize=(6.4, 1+.35*len(names)))
     for y,arm in enumerate(names):
-        seeds, gain = c.gains(arm, 'random', False), c.difference(arm, 'random', False)
+        seeds, gain = c.gains(arm, 'random'), c.difference(arm, 'random')
         ax.plot(seeds, [y+.15]*len(seeds), 'o', color='#0072B2', alpha=.5, mec='none')
         if math.isfinite(gain.low): ax.plot(gain[1:3], [y-.1]*2, color='k', lw=2)
         ax.plot(gain.mean, y-.1, 'kD', ms=5)
@@ -415,25 +414,26 @@ def checklist(comparison, # A `Comparison`
     stated= 'written down before the first run, in protocol.json' if protocol else ''
     arms  = ', '.join(arm_names[o] for o in c.arms)
     return [
-        ('Code for training the final architectures?', yes('`13_retrain`, `16_recipes`')),
-        ('Code for the search space?', yes('one notebook for each space')),
+        ('Code for training the final architectures? *', yes('`13_retrain`, `16_recipes`')),
+        ('Code for the search space? *', yes('one notebook for each space; your own: your class')),
         ('Hyperparameters and seeds of the final training?',
          yes(f'the recipe {c.table.recipe.iloc[0]}, seeds {seeds}')),
-        ('Code for the search?', yes('`12_search`')),
+        ('Code for the search? *', yes('`12_search`')),
         ('Hyperparameters and seeds of the search?', yes('the same recipe, the same seeds')),
-        ('The same data, space and training for all methods?', yes('one recipe trains all arms')),
-        ('Confounding factors controlled?',
+        ('The same data, space and training for all methods? *', yes('one recipe trains all arms')),
+        ('Confounding factors controlled? *',
          yes('pairs share first weights, order of the data and augmentation; '
              'one library on one machine, or the report of a run says so')),
-        ('Ablation studies?', yes('`04_reinforce`, the benchmarks')),
+        ('Ablation studies?', yes('not in this comparison; `04_reinforce`, the benchmarks', False)),
         ('The same protocol of evaluation?', yes(stated or 'no protocol.json', bool(protocol))),
         ('Performance over time?', yes('costs in multiply-adds, but one budget', False)),
         ('Compared with random search?', yes(arms, 'random' in c.arms)),
         ('Several runs, with their seeds?', yes(seeds, c.table.seed.nunique()>1)),
-        ('Tabular benchmarks?', yes('`appendix/tabular`')),
-        ('How hyperparameters were tuned?', yes('`appendix/tabular`, `benchmarks/shared_weights`')),
-        ('The whole cost, search and training?', yes('in the table, in multiply-adds')),
-        ('All details of the setup?', yes('`result.json` of each run'))]
+        ('Tabular benchmarks?', yes('not in this comparison; `appendix/tabular`', False)),
+        ('How hyperparameters were tuned? *',
+         yes('`appendix/tabular`, `benchmarks/shared_weights`')),
+        ('The whole cost, search and training? *', yes('in the table, in multiply-adds')),
+        ('All details of the setup? *', yes('`result.json` of each run'))]
 
 # %% ../nbs/15_report.ipynb #7b7a21c3
 def _within(o, unit=''):
@@ -460,8 +460,8 @@ def comparison_report(comparison, # A `Comparison`
 {md_table(arm_rows(c), head)}
 
 In brackets: intervals of 95% over {n_of(c.table.seed.nunique(), 'seed')}, each seed one number. \
-`{head[5]}`: the mean of an arm and that of all random ones. `{head[6]}`: pair by pair, where each \
-child has a partner, else the means.{blind}
+The children and random ones of equal size are compared pair by pair, and so are arms of one \
+network each. Else the means of a seed are compared.{blind}
 
 * The derived architecture over random search at equal cost: {_span_of(c, derived)}, \
 {derived.verb}.

@@ -6,7 +6,7 @@ Docs: https://enas-nb.github.io/enas_nb/appendix/tabular.html.md"""
 
 # %% auto #0
 __all__ = ['tables201', 'policies201', 'rates201', 'tried201', 'Table201', 'read_plain', 'CellTable', 'cell_table',
-           'all_log_probs', 'rewards_until', 'follow', 'random_search', 'evolve', 'best_rate', 'compare201']
+           'all_log_probs', 'rewards_until', 'follow', 'random_search', 'evolve201', 'best_rate', 'compare201']
 
 # %% ../nbs/appendix/tabular.ipynb #7ab1e004
 import csv, importlib.util, itertools, math, pickle, random, sys
@@ -182,7 +182,7 @@ def random_search(
     seen = table(torch.tensor(table.space.random(rewards, seed)))
     return [table.accuracies.mean().item()]*(rewards//every+1), seen.tolist()
 
-def evolve(
+def evolve201(
     table:CellTable, # Rewards
     seed=0,      # Of everything that is drawn
     rewards=4000,# How many are spent
@@ -252,7 +252,7 @@ def compare201(
             csv.DictWriter(f, names, lineterminator='\n').writerow(new)
     for seed,data in itertools.product(range(20), tables201):
         run('random search', data, seed, '', random_search)
-        run('evolution', data, seed, '', evolve)
+        run('evolution', data, seed, '', evolve201)
     for arm,theta in policies201.items():
         for lr,seed in itertools.product(rates201, range(100, 110)):
             run(arm, 'cifar10', seed, lr, follow, preset=replace(theta, lr=lr), rewards=3000)

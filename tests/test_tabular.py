@@ -11,7 +11,7 @@ from enas_nb.controller import Controller
 from enas_nb.presets import robust
 from enas_nb.reinforce import Reinforce
 from enas_nb.space import arch_from_json
-from enas_nb.tabular import (CellTable, Table201, all_log_probs, best_rate, cell_table, compare201, evolve, follow, policies201, random_search,
+from enas_nb.tabular import (CellTable, Table201, all_log_probs, best_rate, cell_table, compare201, evolve201, follow, policies201, random_search,
                              rates201, read_plain, rewards_until, tables201, tried201)
 
 ROWS  = Path(__file__).parents[1]/'nbs/appendix/results/tabular.csv'
@@ -98,13 +98,13 @@ def test_rewards_until(): assert rewards_until([.1, .5, .4], .45)==2 and math.is
 
 def test_every_arm_repeats_and_counts():
     t, theta = made_up(), replace(policies201['robust'], hidden=16)
-    for f,kw in ((follow, dict(preset=theta)), (random_search, {}), (evolve, {})):
+    for f,kw in ((follow, dict(preset=theta)), (random_search, {}), (evolve201, {})):
         means, seen = f(t, seed=3, rewards=300, **kw)
         assert f(t, seed=3, rewards=300, **kw)==(means, seen) != f(t, seed=4, rewards=300, **kw)
         assert len(means)==4 and len(seen)==300 and set(seen) <= set(t.accuracies.tolist())
 
 def test_evolution_climbs_a_smooth_table():
-    means, seen = evolve(made_up(), rewards=2000)
+    means, seen = evolve201(made_up(), rewards=2000)
     assert means[-1] > .8 and max(seen) > .9
     assert means[1]==pytest.approx(made_up().accuracies.mean().item(), abs=.02) # the first hundred are random
 
@@ -168,7 +168,7 @@ def test_a_row_is_made_again():
 def test_rows_that_are_there_are_not_made_again(monkeypatch, tmp_path):
     asked = []
     def quick(table, seed, **kw): asked.append(seed); return [.5]*41, [.5]
-    for o in ('follow', 'random_search', 'evolve'): monkeypatch.setattr(tabular, o, quick)
+    for o in ('follow', 'random_search', 'evolve201'): monkeypatch.setattr(tabular, o, quick)
     compare201(tmp_path/'r.csv'); n = len(asked)
     text = (tmp_path/'r.csv').read_text().splitlines()
     assert n==len(text)-1==4*4*10 + 7*20*3 + 3*10
