@@ -126,10 +126,16 @@ def paired(result): # As `run_recipe` returns it
                 for o,sign in ((pairs.mean, '+'), (pairs.se, '')))
     size = ('All have as many parameters.' if round(found.size, 3)==1 else
             f'They have {found.size:.1f} times as many parameters, which may be part of it.')
-    error = (f'standard error {se}, {pairs.n} pairs' if pairs.n>1 else
+    error = (f'standard error {se}, {pairs.n} pairs, all of one search' if pairs.n>1 else
              'one pair, which has no standard error')
     return (f'{start}. In such pairs the children are {gain} {measure.unit} better ({error}). '
-            f'{size}{_twins(found)}')
+            f'{size}{_twins(found)}{_again(result)}')
+
+def _again(result):
+    "A sentence on children that are the derived architecture."
+    archs = result.get('child_archs', []) # version 0.2 kept none
+    same  = archs.count(result['arch'])
+    return f' Of the {len(archs)} children {same} are the derived architecture.' if same else ''
 
 def _twins(found):
     "A sentence on random architectures of the children's size, where there were some."
