@@ -212,7 +212,9 @@ def plot_retrained(result): # As `run_recipe` returns it
         rows.append(('LSTM', [o[test] for o in result['lstms']], '#009E73'))
     fig,ax = plt.subplots(figsize=(6.4, .5+.6*len(rows)))
     def dots(values, y, **style):
-        ax.plot(np.multiply(told(values), measure.scale), [y]*len(told(values)), 'o', **style)
+        x = np.multiply(told(values), measure.scale)
+        up = np.linspace(-.2, .2, len(x)) if len(x)>1 else 0. # so that equal ones can be seen
+        ax.plot(x, y+up+0*x, 'o', **style)
     for y,(_,values,color) in enumerate(rows): dots(values, y, color=color, alpha=.7, mec='none')
     dots([rival[test]], 0, ms=11, mfc='none', mec='k')
     ax.set(ylim=(-.6, len(rows)-.4),
