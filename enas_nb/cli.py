@@ -157,19 +157,23 @@ def _check_device(device):
     except (RuntimeError, AssertionError) as e:
         raise ValueError(f'no device {device!r}: {str(e).splitlines()[0]}') from None
 
-def _common(p):
-    "The arguments of a command that makes a run."
-    p.add_argument('--out', metavar='FOLDER',
-                   help='where to write, a new or empty folder; runs/... by default')
+def _of_trainings(p):
+    "The arguments of a command that trains."
     p.add_argument('--epochs', type=int, metavar='N',
                    help="epochs of each training; the recipe's own by default")
-    p.add_argument('--seed', type=int, default=0, metavar='N',
-                   help='of everything random; 0 by default')
     p.add_argument('--text', metavar='PATH',
                    help='a text file of your own, or a folder of them, for a recipe of text')
     p.add_argument('--images', metavar='FOLDER',
                    help='images of your own, a folder per class, for a recipe of images')
     p.add_argument('--device', help="cpu, cuda, ...; fastai's choice by default")
+
+def _common(p):
+    "The arguments of a command that makes a run."
+    p.add_argument('--out', metavar='FOLDER',
+                   help='where to write, a new or empty folder; runs/... by default')
+    p.add_argument('--seed', type=int, default=0, metavar='N',
+                   help='of everything random; 0 by default')
+    _of_trainings(p)
     p.add_argument('--resume', metavar='FOLDER',
                    help='go on with the run in this folder; no other argument')
 
@@ -359,15 +363,11 @@ def _compare(argv):
                    help="how many, or a list like '3,4'; 5 by default")
     p.add_argument('--arms', metavar='NAMES', help="further arms, like 'equal,released', or 'all'; "
                                                    "the recipe's own by default")
-    p.add_argument('--epochs', type=int, metavar='N',
-                   help="epochs of each training; the recipe's own by default")
-    p.add_argument('--device', help="cpu, cuda, ...; fastai's choice by default")
-    p.add_argument('--text', metavar='PATH', help='a text of your own, for a recipe of text')
-    p.add_argument('--images', metavar='FOLDER', help='images of your own, a folder per class')
+    _of_trainings(p)
+    p.set_defaults(resume=None, out=None, seed=0) # what `_check` looks at, too
     argv = sys.argv[1:] if argv is None else argv
     a = p.parse_args(argv)
     if not a.folder: raise ValueError('the folder is empty, a path is needed')
-    a.resume, a.out, a.seed = None, None, 0
     _check(a, argv)
     recipe = _recipe(_asked(a))
     from enas_nb.evaluate import further_arms
@@ -427,10 +427,6 @@ def _evaluate(argv):
     import pandas as pd
     tables, protocols = zip(*map(_networks, a.folders))
     table = pd.concat(tables, ignore_index=True)
-    for o in {'recipe', 'numbers'} & {*table}:
-        if table[o].nunique()>1:
-            raise ValueError(f'these are runs of several {o}: those of one recipe with the same '
-                             'numbers can be evaluated together')
     if 'seed' in table and sum(o.seed.nunique() for o in tables)>table.seed.nunique():
         raise ValueError('two folders hold the same seed: name each run once')
     from enas_nb.evaluate import Comparison
@@ -443,4 +439,4 @@ def _evaluate(argv):
 
 def enas_evaluate(argv=None): # Words after the command; the process's by default
     "The command `enas-evaluate`: returns its exit status."
-    return _main('enas-evaluate', lambda argv: _evaluate(argv), argv)
+    return _main('enas-evaluate', _evaluate, argv)

@@ -248,7 +248,8 @@ def _check_table(table):
     if not len(table): raise ValueError('the table has no row')
     for o in ('recipe', 'measure', 'numbers'):
         if o in table and table[o].nunique()>1:
-            raise ValueError(f"the table has more than one {o}: {', '.join(table[o].unique())}")
+            raise ValueError(f'the table has more than one {o}: '
+                             f"{', '.join(table[o].dropna().unique())}")
     odd = table[~table.arm.isin({*arm_names} - {'search'})].arm
     if len(odd): raise ValueError(f"no arm {odd.iloc[0]!r}, there are {', '.join(arm_names)}")
     if table.measure.iloc[0] not in measures:

@@ -73,8 +73,7 @@ def as_released(self:Recipe):
                                         'for which nothing was released')
     names = ('paths', 'reward', 'reward_bs', 'n_omega', 'bn_eval', 'lr_max', 'lr_min')
     if self.task.name=='text': names = ('paths', 'reward_bs', 'n_omega') # and our optimiser
-    search = ours.search.__class__(**asdict(ours.search) | {o: getattr(theirs.search, o)
-                                                           for o in names})
+    search = replace(ours.search, **{o: getattr(theirs.search, o) for o in names})
     n, items = search.n_epochs, ours.controller.n_archs*(ours.search.reward_bs or ours.search.bs)
     steps = ours.controller.n_steps(n)*items/(n*theirs.controller.n_archs*search.bs)
     theta = replace(theirs.controller, steps=max(1, round(steps)))

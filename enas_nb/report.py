@@ -6,8 +6,8 @@ Docs: https://enas-nb.github.io/enas_nb/report.html.md"""
 
 # %% auto #0
 __all__ = ['words', 'n_of', 'show', 'verdict', 'paired', 'md_table', 'network_rows', 'cost_rows', 'plot_retrained', 'report',
-           'answer', 'arm_rows', 'plot_arms', 'checklist', 'comparison_report', 'write_search', 'write_result',
-           'training_report', 'write_training']
+           'within', 'answer', 'arm_rows', 'plot_arms', 'checklist', 'comparison_report', 'write_search',
+           'write_result', 'training_report', 'write_training']
 
 # %% ../nbs/15_report.ipynb #23cd256f
 import json, math
@@ -350,13 +350,18 @@ Made with {', '.join(f'{k} {v}' for k,v in result['versions'].items())}, on {res
 """
 
 # %% ../nbs/15_report.ipynb #12c00002
-def _span_of(comparison, gain, unit=True):
-    "An `Interval` of gains in words."
-    m = comparison.measure
-    if not gain.n: return 'none: too many diverged'
-    mean, low, high = (f'{o:+.{m.digits}f}' for o in gain[:3])
-    return (f'{mean}{f" {m.unit}"*unit}' +
-            (f' ({low} to {high})' if math.isfinite(gain.low) else ' (one seed, no interval)'))
+def within(o,        # An `Interval`
+           digits=2, # After the point
+           unit='',  # Behind the mean
+          )->str:
+    "An `Interval` in words: `+0.58 points (+0.29 to +0.88)`."
+    if not o.n: return 'none'
+    mean, low, high = (f'{v:+.{digits}f}' for v in o[:3])
+    return f'{mean}{unit} ' + (f'({low} to {high})' if o.n>1 else '(one seed, no interval)')
+
+def _gained(comparison, gain):
+    "An `Interval` of gains in words, with its unit."
+    return within(gain, comparison.measure.digits, f' {comparison.measure.unit}')
 
 def _rival(comparison):
     "Whom the children are measured by."
@@ -374,7 +379,7 @@ def answer(comparison, # A `Comparison`
     lost = ', '.join(f'{c.lost(o)} of {len(c.rows(o))} {what} diverged' for o,what in
                      (('children', 'children'), (rival, 'random ones')) if c.lost(o))
     return (f"Over {n_of(gain.n, 'seed')} the policy's children are {said[verb]} {size}: "
-            f'{_span_of(c, gain)}{f"; {lost}"*bool(lost)}.')
+            f'{_gained(c, gain)}{f"; {lost}"*bool(lost)}.')
 
 # %% ../nbs/15_report.ipynb #803e0f4b
 def arm_rows(comparison): # A `Comparison`
@@ -383,8 +388,9 @@ def arm_rows(comparison): # A `Comparison`
     for arm in c.arms:
         nets = c.rows(arm)
         cost = (nets.search_macs.groupby('seed').first()+nets.train_macs.groupby('seed').mean())
-        over = _span_of(c, c.difference(arm, 'random'), False) if arm!='random' else ''
-        ours = _span_of(c, c.difference('children', arm), False) if arm!='children' else ''
+        d = c.measure.digits
+        over = within(c.difference(arm, 'random'), d) if arm!='random' else ''
+        ours = within(c.difference('children', arm), d) if arm!='children' else ''
         lost = f', {c.lost(arm)} diverged'*bool(c.lost(arm))
         test = nets.test.groupby('seed').mean().mean()
         test = show(c.measure, None if math.isnan(test) else test)
@@ -444,12 +450,6 @@ def checklist(comparison, # A `Comparison`
         ('All details of the setup? *', yes('`result.json` of each run'))]
 
 # %% ../nbs/15_report.ipynb #7b7a21c3
-def _within(o, unit=''):
-    "An `Interval` in words."
-    if not o.n: return 'none'
-    span = f' ({o.low:+.2f} to {o.high:+.2f})' if o.n>1 else ' (one seed, no interval)'
-    return f'{o.mean:+.2f}{unit}{span}'
-
 def comparison_report(comparison, # A `Comparison`
                       protocol=None, # As `protocol.json` has it
                      )->str:
@@ -471,12 +471,12 @@ In brackets: intervals of 95% over {n_of(c.table.seed.nunique(), 'seed')}, each 
 The children and random ones of equal size are compared pair by pair, and so are arms of one \
 network each. Else the means of a seed are compared.{blind}
 
-* The derived architecture over random search at equal cost: {_span_of(c, derived)}, \
+* The derived architecture over random search at equal cost: {_gained(c, derived)}, \
 {derived.verb}.
 * Over the mean random architecture (relative improvement): \
-{_within(c.improvement('children'), '%')} for the children, \
-{_within(c.improvement('derived'), '%')} for the derived architecture.
-* Shared weights and retrainings rank alike: Kendall's τ {_within(tau)}.
+{within(c.improvement('children'), unit='%')} for the children, \
+{within(c.improvement('derived'), unit='%')} for the derived architecture.
+* Shared weights and retrainings rank alike: Kendall's τ {within(tau)}.
 
 ## The best practices of Lindauer and Hutter (2020)
 
