@@ -20,9 +20,11 @@ from .train import *
 from .cost import *
 from .search import *
 from .retrain import *
+from .trace import *
 from .evaluate import *
 from .report import *
 from .run import *
 from .published import *
 from .recipes import *
 from .experiment import *
+from .widgets import *

@@ -33,6 +33,7 @@ from .data import train_on_all
 from .checkpoint import Checkpoint
 from .train import clock, preset_cbs
 from .search import SearchCallback, learner_args, search_learner
+from .trace import Trace, write_trace
 from .retrain import arch_learner
 from .controller import Controller
 from .cost import count_params, final_cost, shared_cost, spent
@@ -358,7 +359,7 @@ def search(self:Experiment,
            folder): # For checkpoints
     "Search, derive, look: what the report and the other tasks need."
     recipe, dls, part, run = self.recipe, self.dls, self.recipe.preset.search, self.run
-    learn, watch = self.fitted(recipe, folder)
+    learn, watch, trace = self.fitted(recipe, folder)
     rows, start, arch = _rows(learn), clock(dls.device), learn.derive(recipe.n_derive)
     cost = dict(omega=watch.spent-learn.search.theta_seconds, theta=learn.search.theta_seconds,
                 derive=clock(dls.device)-start)
@@ -375,6 +376,7 @@ def search(self:Experiment,
     if not policy['steps']: policy['entropy'] = None
     learn.save_search(run.path/'search.safetensors')
     write_search(run.path, arch, pd.DataFrame(rows).rename_axis('epoch'))
+    write_trace(run.path/'trace.json', trace)
     self.log(f'derived: {arch}\nnow the others that are retrained beside it')
     children = learn.search.paths('child', recipe.n_children)
     rivals   = self.others(learn, [arch, *children])
@@ -393,13 +395,15 @@ def search(self:Experiment,
 def fitted(self:Experiment,
            recipe,  # Whose search
            folder): # For checkpoints
-    "A search after its fit, and the `Stopwatch` that was beside it."
+    "A search after its fit, and the `Stopwatch` and the `Trace` that were beside it."
     set_seed(self.seed)
-    learn, watch = (search_learner(self.dls, recipe.space, preset=recipe.preset, seed=self.seed,
-                                   **recipe.sizes), Stopwatch(self.log, self.end(recipe)))
+    learn = search_learner(self.dls, recipe.space, preset=recipe.preset, seed=self.seed,
+                           **recipe.sizes)
+    watch, trace = Stopwatch(self.log, self.end(recipe)), Trace()
     with learn.no_bar(), learn.no_logging():
-        learn.fit_preset(cbs=[watch, ThetaStarts(self.log), Checkpoint(folder, log=self.log)])
-    return learn, watch
+        learn.fit_preset(cbs=[watch, trace, ThetaStarts(self.log),
+                              Checkpoint(folder, log=self.log)])
+    return learn, watch, trace.to_dict(learn)
 
 @patch
 def searched(self:Experiment,
@@ -451,7 +455,7 @@ def released(self:Experiment,
              folder): # For checkpoints
     "The same search by the released policy: what it derives, its children, and the cost."
     recipe, start = self.recipe.as_released, clock(self.dls.device)
-    learn, _ = self.fitted(recipe, folder)
+    learn, *_ = self.fitted(recipe, folder)
     archs = dict(released=[learn.derive(recipe.n_derive)],
                  released_children=learn.search.paths('child', recipe.n_children))
     macs  = self.searched(recipe, archs['released'][0],

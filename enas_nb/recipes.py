@@ -192,7 +192,7 @@ recipes = {o.name: o for o in [
         n_children=2, n_random=3),
     _recipe('text-small', 'docs_dls', dict(bs=20, n_train=80_000, max_vocab=2_000),
         RecurrentSpace(8),
-        _small_text('text-small', 34, dict(width=64),
+        _small_text('text-small', 34, dict(width=64, epochs=12),
                     dict(width=64, epochs=12, input_p=.3, output_p=.4)),
         **_text, **_three),
     _recipe('ptb-small', 'ptb_dls', dict(bs=20, n_train=300_000), RecurrentSpace(8),

@@ -154,6 +154,7 @@ class Reinforce:
     ):
         p = self.preset = preset or controller.preset
         self.controller, self.baseline, self.credit = controller, make_baseline(p), make_credit(p)
+        self.last = None # codes and rewards of the last step
         self.opt = torch.optim.Adam(controller.parameters(), lr=p.lr, betas=p.betas, eps=p.eps)
 
     def paid(self,
@@ -191,6 +192,7 @@ def step(self:Reinforce,
     p = self.preset
     walk = self.controller.sample(p.n_archs, generator)
     with torch.no_grad(): rewards = score(walk.codes)
+    self.last = walk.codes, rewards
     self.opt.zero_grad()
     self.loss(walk, rewards, done).backward()
     if p.grad_clip: nn.utils.clip_grad_norm_(self.controller.parameters(), p.grad_clip)

@@ -270,10 +270,17 @@ def train_theta(self:SearchCallback):
             done = i/n if self.whole else self.share(i/n)
             with self.at_omega(i):
                 stats.append(self.reinforce.step(score, self.generator('theta', i), done))
+            self._tell(i, n)
     if self.whole: stats = stats[-n//10:] # the mean of the last ones
     if stats: self.stats = {k: torch.stack([o[k] for o in stats]).mean().item() for k in stats[0]}
     self.stats['baseline'], self.mark = float(self.reinforce.baseline.value), self.theta
     self.theta_seconds += clock(self.dls.device)-start
+
+@patch
+def _tell(self:SearchCallback, i, n):
+    "Callbacks with an `after_theta` learn that step `i` of `n` is done."
+    for o in self.learn.cbs:
+        if hasattr(type(o), 'after_theta'): o.after_theta(i, n)
 
 @patch
 def _bar(self:SearchCallback, o):
