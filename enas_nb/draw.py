@@ -481,6 +481,7 @@ def _short(labels):
     common = set.intersection(*map(set, words)) if len(words)>1 else set()
     return [' '.join(w for w in o if w not in common) or ' '.join(o) for o in words]
 
+# %% ../nbs/02_draw.ipynb #13d00004
 def plot_op_share(codes, # [n, `space.length`] ints: an array, a tensor or a list of encodings
                   space:SearchSpace, # The space that they were sampled from
                   figsize=None, # Width and height in inches
@@ -488,7 +489,8 @@ def plot_op_share(codes, # [n, `space.length`] ints: an array, a tensor or a lis
     "Heat maps of the share of each op, and of each skip or earlier node: a matplotlib `Figure`."
     return plot_shares(*shares(codes, space), space, figsize)
 
-def plot_shares(p, q, # As `shares` returns them
+def plot_shares(p, # Shares of ops, as `shares` returns them
+                q, # Shares of skips and earlier nodes, as `shares` returns them
                 space:SearchSpace, # Their space
                 figsize=None, # Width and height in inches
                ):

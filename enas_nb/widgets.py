@@ -162,6 +162,8 @@ def _offer(self:SpaceWalk):
     self.box.children = [W.HTML(head), *rows, W.HBox([undo, finish])]
     if rows: (keys if not skips else rows[-1:])[0].focus() # for those who use the keyboard
 
+
+# %% ../nbs/18_widgets.ipynb #18000041
 @patch
 def picture(self:SpaceWalk):
     "The path so far, its encoding, and how likely the policy would have taken it."
@@ -240,18 +242,20 @@ class SearchView(Panel):
         self.at = at
         self.refresh()
 
-    def picture(self):
-        "Curves, shares, the best architecture of the step, and what should worry the reader."
-        if not self.rows: return 'θ has not moved yet.'
-        i = self.at%len(self.rows)
-        row = self.rows[i]
-        ops, links = (np.array(row[k], float) for k in ('ops', 'links'))
-        said = ''.join(f'<br><b>⚠ {o}</b>' for o in alarms(self.rows[:i+1], self.most))
-        best = Arch(self.space, row['best'])
-        return (f"{_img(_plot_moment(self.rows, i, self.most))}<br>"
-                f"{_img(plot_shares(ops, links, self.space, (8.6, 2.4)))}<br>"
-                f"best of this step, reward {row['score']:.4g}: <code>{best}</code><br>"
-                f'{_img(draw(best))}{said}')
+# %% ../nbs/18_widgets.ipynb #18000042
+@patch
+def picture(self:SearchView):
+    "Curves, shares, the best architecture of the step, and what should worry the reader."
+    if not self.rows: return 'θ has not moved yet.'
+    i = self.at%len(self.rows)
+    row = self.rows[i]
+    ops, links = (np.array(row[k], float) for k in ('ops', 'links'))
+    said = ''.join(f'<br><b>⚠ {o}</b>' for o in alarms(self.rows[:i+1], self.most))
+    best = Arch(self.space, row['best'])
+    return (f"{_img(_plot_moment(self.rows, i, self.most))}<br>"
+            f"{_img(plot_shares(ops, links, self.space, (8.6, 2.4)))}<br>"
+            f"best of this step, reward {row['score']:.4g}: <code>{best}</code><br>"
+            f'{_img(draw(best))}{said}')
 
 # %% ../nbs/18_widgets.ipynb #18000016
 class ShowSearch(Trace):
@@ -286,6 +290,9 @@ def _numbers(archs):
     return dict(parameters=params,
                 **{'multiply-adds': [f"{multiply_adds(o, sizes['shape']):.3g}" for o in nets]})
 
+
+
+# %% ../nbs/18_widgets.ipynb #18000044
 def compare_archs(*archs, # `Arch`s of one space, two or more
                   names=None, # What stands above them
                   **rows): # More rows by their names, a list each
@@ -297,7 +304,8 @@ def compare_archs(*archs, # `Arch`s of one space, two or more
     line = lambda head, values, tag='td', style='': (
         f'<tr style="{style}"><th style="text-align:left">{head}</th>' +
         ''.join(f'<{tag} style="text-align:left">{o}</{tag}>' for o in values) + '</tr>')
-    text = [line('', map(esc, names or [f'architecture {i+1}' for i in range(len(archs))]), 'th'),
+    names = names or [f'architecture {i+1}' for i in range(len(archs))]
+    text = [line('', map(esc, names), 'th'),
             line('', [_img(draw(o)) for o in archs])]
     for k,v in (_numbers(archs) | rows).items(): text.append(line(esc(k), map(esc, v)))
     same = []
@@ -306,7 +314,8 @@ def compare_archs(*archs, # `Arch`s of one space, two or more
         if len(set(every))==1: same.append(f'{esc(step.label)}: {esc(every[0])}')
         else: text.append(line(f'≠ {esc(step.label)}', [f'<b>{esc(o)}</b>' for o in every],
                                style='background:#fff2cc;color:#111111'))
-    fold = f"<details><summary>{len(same)} decisions are the same</summary>{'<br>'.join(same)}</details>"
+    fold = (f'<details><summary>{len(same)} decisions are the same</summary>'
+            f"{'<br>'.join(same)}</details>")
     return HTML(f'<table>{"".join(text)}</table>{fold}')
 
 def _answer(arch, step):
@@ -347,21 +356,23 @@ class Landscape(Panel):
         self.at = at
         self.refresh()
 
-    def picture(self):
-        "All cells at this moment."
-        grid, p, ops = np.empty((6, 64)), self.masses[self.at], TinySpace.ops
-        grid[self.y, self.x] = 100*self.worth
-        fig,ax = plt.subplots(figsize=(8.8, 2.3), layout='constrained')
-        im = ax.imshow(grid, cmap='cividis', aspect='auto')
-        ax.scatter(self.x, self.y, s=900*p, facecolor='none', edgecolor='white', lw=1.6)
-        ax.set_yticks(range(6), [f'{a}, {b}' for a in (0, 1) for b in (0, 1, 2)], fontsize=7)
-        ax.set_xticks(range(8, 64, 16), [f'op of node 1: {o}' for o in ops], fontsize=8)
-        ax.set_ylabel('what nodes 2, 3 read', fontsize=8)
-        for k in (15.5, 31.5, 47.5): ax.axvline(k, color='white', lw=1)
-        mean = 100*(p*self.worth).sum()/p.sum()
-        ax.set_title(f'{self.names[self.at]}: the policy samples cells of {mean:.1f}% on average',
-                     fontsize=10)
-        fig.colorbar(im, label='retrained, %')
-        fig.set_label(ax.get_title())
-        plt.close(fig)
-        return _img(fig)
+# %% ../nbs/18_widgets.ipynb #18000043
+@patch
+def picture(self:Landscape):
+    "All cells at this moment."
+    grid, p, ops = np.empty((6, 64)), self.masses[self.at], TinySpace.ops
+    grid[self.y, self.x] = 100*self.worth
+    fig,ax = plt.subplots(figsize=(8.8, 2.3), layout='constrained')
+    im = ax.imshow(grid, cmap='cividis', aspect='auto')
+    ax.scatter(self.x, self.y, s=900*p, facecolor='none', edgecolor='white', lw=1.6)
+    ax.set_yticks(range(6), [f'{a}, {b}' for a in (0, 1) for b in (0, 1, 2)], fontsize=7)
+    ax.set_xticks(range(8, 64, 16), [f'op of node 1: {o}' for o in ops], fontsize=8)
+    ax.set_ylabel('what nodes 2, 3 read', fontsize=8)
+    for k in (15.5, 31.5, 47.5): ax.axvline(k, color='white', lw=1)
+    mean = 100*(p*self.worth).sum()/p.sum()
+    ax.set_title(f'{self.names[self.at]}: the policy samples cells of {mean:.1f}% on average',
+                 fontsize=10)
+    fig.colorbar(im, label='retrained, %')
+    fig.set_label(ax.get_title())
+    plt.close(fig)
+    return _img(fig)
