@@ -1,4 +1,5 @@
 # make search [ARGS="--seed 1"]   install what running needs, then search for an architecture
+# make lab                        install what developing needs, then open the notebooks in JupyterLab
 # make test                       install what developing needs, then run every test
 # make readme                     write README.md from nbs/index.ipynb
 PYTHON ?= $(shell command -v python3.11 || echo python3)
@@ -10,9 +11,14 @@ RUN    := $(VENV)/.run-$(NEEDS)
 DEV    := $(VENV)/.dev-$(NEEDS)
 export PATH := $(BIN):$(PATH)
 
-.PHONY: search test readme dev
+.PHONY: search lab test readme dev
 search: $(RUN)
 	$(BIN)/enas-search $(ARGS)
+
+# Of a notebook that is not trusted, JupyterLab shows no widget and no SVG.
+lab: $(DEV)
+	$(BIN)/jupyter trust nbs/*.ipynb nbs/*/*.ipynb > /dev/null
+	$(BIN)/jupyter lab $(ARGS) nbs/00_enas.ipynb
 
 test: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test

@@ -8,7 +8,9 @@ Docs: https://enas-nb.github.io/enas_nb/draw.html.md"""
 __all__ = ['op_colors', 'Drawing', 'draw', 'draw_decided', 'plot_history', 'shares', 'plot_op_share', 'plot_shares']
 
 # %% ../nbs/02_draw.ipynb #00000003
-import math, re
+import math
+from base64 import b64encode
+from html import escape
 import xml.etree.ElementTree as ET
 from collections import Counter
 from functools import reduce
@@ -66,6 +68,10 @@ class Drawing:
     def __str__(self): return self.svg
     def __repr__(self): return f'Drawing of {len(self.svg)} characters'
     def _repr_svg_(self): return self.svg
+    def _repr_html_(self):
+        words = ET.fromstring(self.svg).get('aria-label', '')
+        data  = b64encode(self.svg.encode()).decode()
+        return f'<img alt="{escape(words)}" src="data:image/svg+xml;base64,{data}">'
     def save(self,
              path, # File to write; replaced only once the new one is complete
             ):
@@ -360,10 +366,10 @@ def _say(space, arch, g):
             + '; '.join(_say_node(g, n) for n in g if g.in_degree(n)) + '.')
 
 @patch
-def _repr_svg_(self:Arch): return draw(self).svg
+def _repr_svg_(self:Arch|SearchSpace): return draw(self).svg
 
 @patch
-def _repr_svg_(self:SearchSpace): return draw(self).svg
+def _repr_html_(self:Arch|SearchSpace): return Drawing(self._repr_svg_())._repr_html_()
 
 # %% ../nbs/02_draw.ipynb #13d00002
 def _settled(space, code, n=32):

@@ -1,4 +1,5 @@
 "Pictures and plots at every size: well-formed, complete, deterministic, with clear errors."
+from base64 import b64decode
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
+from IPython.core.formatters import DisplayFormatter
 
 from enas_nb.draw import Drawing, _d, _el, _ink, _say_edge, _say_node, _slots, _spare, draw, op_colors, plot_history, plot_op_share, shares
 from enas_nb.layout import crossings, layered
@@ -282,3 +284,12 @@ def test_plot_op_share(space, tmp_path):
 @pytest.mark.parametrize('codes', [[[1]], [1, 2, 3], np.empty((0, 3), int)])
 def test_wrong_codes(codes):
     with pytest.raises(ValueError, match=r'allowed is \[n, 3\]'): shares(codes, MacroSpace(2))
+
+@pytest.mark.parametrize('o', [TinySpace(), Diamond(), Diamond().parse('0 1'), draw(Diamond()), Drawing('<svg xmlns="http://www.w3.org/2000/svg"/>')], ids=lambda o: type(o).__name__)
+def test_offers_an_image_beside_the_svg(o):
+    "JupyterLab shows no SVG of a notebook that is not trusted, but an image in HTML."
+    data = DisplayFormatter().format(o)[0]
+    img  = ET.fromstring(data['text/html'].removesuffix('>')+'/>')
+    head, text = img.get('src').split(',')
+    assert (img.tag, head)==('img', 'data:image/svg+xml;base64') and b64decode(text).decode()==data['image/svg+xml']==o._repr_svg_()
+    assert img.get('alt')==ET.fromstring(o._repr_svg_()).get('aria-label', '')
