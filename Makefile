@@ -1,6 +1,7 @@
 # make search [ARGS="--seed 1"]   install what running needs, then search for an architecture
 # make test                       install what developing needs, then run every test
 # make readme                     write README.md from nbs/index.ipynb
+# make hooks                      let git check notebooks before each commit (CONTRIBUTING.md)
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV   ?= .venv
 BIN    := $(abspath $(VENV))/bin
@@ -35,3 +36,8 @@ $(RUN): | $(VENV)/bin/python
 $(DEV): | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	rm -f $(VENV)/.run-* $(VENV)/.dev-* && touch $(RUN) $@
+
+.PHONY: hooks
+hooks: $(DEV)
+	git config core.hooksPath .githooks
+	@echo 'git checks each commit now. To stop: git config --unset core.hooksPath'
