@@ -2,6 +2,7 @@
 # make lab                        install what developing needs, then open the notebooks in JupyterLab
 # make test                       install what developing needs, then run every test
 # make readme                     write README.md from nbs/index.ipynb
+# make hooks                      let git check notebooks before each commit (CONTRIBUTING.md)
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV   ?= .venv
 BIN    := $(abspath $(VENV))/bin
@@ -41,3 +42,8 @@ $(RUN): | $(VENV)/bin/python
 $(DEV): | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	rm -f $(VENV)/.run-* $(VENV)/.dev-* && touch $(RUN) $@
+
+.PHONY: hooks
+hooks: $(DEV)
+	git config core.hooksPath .githooks
+	@echo 'git checks each commit now. To stop: git config --unset core.hooksPath'
