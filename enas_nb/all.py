@@ -23,6 +23,7 @@ from .retrain import *
 from .trace import *
 from .evaluate import *
 from .report import *
+from .comparison import *
 from .run import *
 from .published import *
 from .recipes import *

@@ -429,8 +429,7 @@ def _evaluate(argv):
     table = pd.concat(tables, ignore_index=True)
     if 'seed' in table and sum(o.seed.nunique() for o in tables)>table.seed.nunique():
         raise ValueError('two folders hold the same seed: name each run once')
-    from enas_nb.evaluate import Comparison
-    from enas_nb.report import comparison_report, plot_arms
+    from enas_nb.comparison import Comparison, comparison_report, plot_arms
     found = Comparison(table)
     print(comparison_report(found, protocols[0] if len(tables)==1 else None))
     png = a.png or Path(a.folders[0])/'arms.png'

@@ -6,8 +6,7 @@ Docs: https://enas-nb.github.io/enas_nb/evaluate.html.md"""
 
 # %% auto #0
 __all__ = ['tasks', 'measures', 'arm_names', 'always_there', 'further_arms', 'told', 'mean_sd', 'best_by', 'Gain', 'gain_over',
-           'Paired', 'paired_difference', 'size_twin', 'equal_cost', 'mutate', 'evolve', 'Findings', 'Interval',
-           't_interval', 'check_arms', 'Comparison']
+           'Paired', 'paired_difference', 'size_twin', 'equal_cost', 'mutate', 'evolve', 'check_arms', 'Findings']
 
 # %% ../nbs/14_evaluate.ipynb #94cbc2ba
 import math
@@ -15,8 +14,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import NamedTuple
-import numpy as np, pandas as pd
-from scipy import stats
+import numpy as np
 from fastcore.basics import patch
 from .space import Arch
 from .data import ImageTask, Measure
@@ -143,6 +141,26 @@ def evolve(space,  # What is searched
         alive.extend(zip(archs, worth))
     return [arch for arch,_ in alive]
 
+# %% ../nbs/14_evaluate.ipynb #12a00023
+arm_names = dict( # in words, by the name in a table
+    derived='derived', children="the policy's children", random='random',
+    equal='random, of equal size', search='random search at equal cost',
+    shared='random search on the shared weights', evolution='evolution on the shared weights',
+    untrained='an untrained policy', released="derived by `released`",
+    released_children="children of `released`")
+
+always_there = 'derived', 'children', 'random', 'search'
+further_arms = tuple(o for o in arm_names if o not in always_there)
+
+def check_arms(arms): # Names, of a recipe
+    "The further arms of a recipe, each once, in the order of `arm_names`; `ValueError` if unknown."
+    if isinstance(arms, str): raise ValueError(f'arms is {arms!r}, a list of names is needed')
+    for o in arms:
+        if o not in further_arms:
+            raise ValueError(f"no arm {o!r}, allowed are {', '.join(further_arms)}; "
+                             f"{', '.join(always_there)} are always there")
+    return tuple(o for o in further_arms if o in arms)
+
 # %% ../nbs/14_evaluate.ipynb #5c09e5db
 @dataclass(frozen=True)
 class Findings:
@@ -193,189 +211,3 @@ def twins(self:Findings)->Paired|None:
     ours   = {o['i']: o['test'] for o in self.result.get('nets', []) if o['arm']=='children'}
     if not theirs: return None
     return paired_difference(self.measure, ours.values(), [theirs[i] for i in ours])
-
-# %% ../nbs/14_evaluate.ipynb #12a00021
-class Interval(NamedTuple):
-    "A mean and its interval of 95%, infinite where there is one number alone, or none."
-    mean: float # nan without a number
-    low: float
-    high: float
-    n: int # numbers: the seeds
-
-    @property
-    def verb(self):
-        "`'better'`, `'worse'`, or `'not told apart'`; numbers that are all alike tell nothing."
-        if math.isclose(self.low, self.high, abs_tol=1e-9): return 'not told apart'
-        return 'better' if self.low>0 else 'worse' if self.high<0 else 'not told apart'
-
-def t_interval(values, # Numbers, one for each seed
-              )->Interval:
-    "Their mean, and Student's interval for it."
-    values = np.asarray(values, dtype=float)
-    n = len(values)
-    if n<2: return Interval(float(values[0]) if n else math.nan, -math.inf, math.inf, n)
-    half = float(stats.t.ppf(.975, n-1)*values.std(ddof=1)/n**.5)
-    return Interval(float(values.mean()), float(values.mean())-half, float(values.mean())+half, n)
-
-# %% ../nbs/14_evaluate.ipynb #12a00023
-arm_names = dict( # in words, by the name in a table
-    derived='derived', children="the policy's children", random='random',
-    equal='random, of equal size', search='random search at equal cost',
-    shared='random search on the shared weights', evolution='evolution on the shared weights',
-    untrained='an untrained policy', released="derived by `released`",
-    released_children="children of `released`")
-
-always_there = 'derived', 'children', 'random', 'search'
-further_arms = tuple(o for o in arm_names if o not in always_there)
-
-def check_arms(arms): # Names, of a recipe
-    "The further arms of a recipe, each once, in the order of `arm_names`; `ValueError` if unknown."
-    if isinstance(arms, str): raise ValueError(f'arms is {arms!r}, a list of names is needed')
-    for o in arms:
-        if o not in further_arms:
-            raise ValueError(f"no arm {o!r}, allowed are {', '.join(further_arms)}; "
-                             f"{', '.join(always_there)} are always there")
-    return tuple(o for o in further_arms if o in arms)
-
-# %% ../nbs/14_evaluate.ipynb #e987952e
-_columns = ('recipe', 'measure', 'seed', 'arm', 'i', 'arch', 'params', 'valid', 'test', 'shared',
-            'search_macs', 'train_macs')
-
-def _check_table(table):
-    "Refuse a table that is none of a comparison of one recipe."
-    if missing := [o for o in _columns if o not in table]:
-        raise ValueError(f"the table has no column {', '.join(missing)}")
-    if not len(table): raise ValueError('the table has no row')
-    for o in ('recipe', 'measure', 'numbers'):
-        if o in table and table[o].nunique()>1:
-            raise ValueError(f'the table has more than one {o}: '
-                             f"{', '.join(table[o].dropna().unique())}")
-    odd = table[~table.arm.isin({*arm_names} - {'search'})].arm
-    if len(odd): raise ValueError(f"no arm {odd.iloc[0]!r}, there are {', '.join(arm_names)}")
-    if table.measure.iloc[0] not in measures:
-        raise ValueError(f"measure is {table.measure.iloc[0]!r}, allowed are {', '.join(measures)}")
-    for o in ('seed', 'i', *_columns[6:]):
-        bad = table[o][pd.to_numeric(table[o], errors='coerce').isna() & table[o].notna()]
-        if len(bad): raise ValueError(f'the column {o} holds {bad.iloc[0]!r}, a number is needed')
-    for o in ('seed', 'i', 'params', 'search_macs', 'train_macs'):
-        if table[o].isna().any(): raise ValueError(f'the column {o} has an empty place')
-    if table.duplicated(['seed', 'arm', 'i']).any():
-        raise ValueError('a seed, an arm and a number stand in more than one row')
-    arms = table.groupby('seed').arm.unique().map(lambda o: tuple(sorted(o)))
-    if arms.nunique()>1: raise ValueError('its seeds have different arms: ' + '; '.join(
-        f"{seed}: {', '.join(o)}" for seed,o in arms.items()))
-
-# %% ../nbs/14_evaluate.ipynb #f1c14ec9
-@dataclass(frozen=True)
-class Comparison:
-    "Several runs of a recipe: what can be said of their arms."
-    table: pd.DataFrame = field(repr=False) # A row each network, as `compare` returns it
-
-    def __post_init__(self):
-        _check_table(self.table)
-        numbers = {o: pd.to_numeric(self.table[o]) for o in _columns[6:]} # None where one diverged
-        object.__setattr__(self, 'table', self.table.assign(**numbers))
-
-    @property
-    def measure(self)->Measure:
-        "What the networks were compared by."
-        return measures[self.table.measure.iloc[0]]
-
-    @property
-    def sign(self):
-        "1 where more is better, -1 where less is."
-        return 1 if self.measure.gain(2., 1.)>0 else -1
-
-    @property
-    def arms(self)->list:
-        "Names of its arms, in the order of `arm_names`."
-        found = {*self.table.arm}
-        if {'random', 'derived'} <= found: found.add('search')
-        return [o for o in arm_names if o in found]
-
-# %% ../nbs/14_evaluate.ipynb #3be523b3
-@patch
-def rows(self:Comparison,
-         arm): # A name of `arm_names`
-    "Its networks, by (seed, i)."
-    table = self.table[self.table.arm==arm].set_index(['seed', 'i'])
-    return self._search() if arm=='search' else table
-
-@patch
-def _search(self:Comparison):
-    "Of each seed the best random one by validation that the cost of ENAS would have paid for."
-    best, ours, randoms = [], self.rows('derived'), self.rows('random').sort_index()
-    for seed,nets in randoms.reset_index().groupby('seed'):
-        if seed not in ours.index: continue
-        budget = ours.loc[seed][['search_macs', 'train_macs']].sum(axis=1).iloc[0]
-        paid = nets.assign(cost=nets.train_macs, valid=nets.valid.astype(object)
-                           .where(nets.valid.notna(), None)).to_dict('records')
-        n, net = equal_cost(self.measure, paid, budget, nets.valid.notna().any())
-        best.append(net | dict(i=0, train_macs=nets.train_macs[:n].sum()))
-    return pd.DataFrame(best, columns=self.table.columns).set_index(['seed', 'i'])
-
-# %% ../nbs/14_evaluate.ipynb #12a00025
-@patch
-def _worth(self:Comparison, arm):
-    "What its networks reached, in the measure's unit of a gain; those that diverged are left out."
-    test = self.rows(arm).test.dropna()
-    return test.map(lambda o: self.measure.scale*self.measure.gain(o, 1.))
-
-@patch
-def gains(self:Comparison,
-          ours,   # Name of an arm
-          theirs, # Name of another
-         ):
-    "How much better one arm is than another, a number each seed."
-    paired = theirs!='random' and self.rows(ours).index.isin(self.rows(theirs).index).all()
-    a, b = self._worth(ours), self._worth(theirs)
-    if paired: return (a-b).dropna().groupby('seed').mean()
-    return (a.groupby('seed').mean()-b.groupby('seed').mean()).dropna()
-
-@patch
-def lost(self:Comparison,
-         arm): # Its name
-    "How many of its networks diverged."
-    return int(self.rows(arm).test.isna().sum())
-
-@patch
-def difference(self:Comparison,
-               ours,   # Name of an arm
-               theirs, # Name of another
-              )->Interval:
-    "The mean over the seeds, in the measure's unit, and its interval."
-    return t_interval(self.gains(ours, theirs))
-
-# %% ../nbs/14_evaluate.ipynb #8ddd0aa7
-@patch
-def improvement(self:Comparison,
-                arm, # Its name
-               )->Interval:
-    "The relative improvement over the mean random architecture, in percent."
-    a, b = (self.rows(o).test.groupby('seed').mean() for o in (arm, 'random'))
-    return t_interval((self.sign*100*(a-b)/b).dropna())
-
-# %% ../nbs/14_evaluate.ipynb #12a00028
-@patch
-def agreement(self:Comparison)->Interval:
-    "Kendall's τ of shared and retrained results of different architectures, within each seed."
-    table = self.table.dropna(subset=['shared', 'test']).drop_duplicates(['seed', 'arch'])
-    taus  = [stats.kendalltau(o.shared, self.sign*o.test).statistic
-             for _,o in table.groupby('seed')]
-    return t_interval([o for o in taus if not math.isnan(o)])
-
-# %% ../nbs/14_evaluate.ipynb #12a00027
-@patch
-def curse(self:Comparison):
-    """Validation and test result of the best of `n` random networks by validation: a row each `n`.
-    As many rows as each seed has networks; none where all was trained on."""
-    def best_of(nets):
-        nets = nets.sort_values('valid', ascending=self.sign>0)[['valid', 'test']]
-        k, N = np.arange(len(nets)), len(nets) # the best one is the last
-        share = [[math.comb(int(i), n-1)/math.comb(N, n) for i in k] for n in range(1, N+1)]
-        return pd.DataFrame(np.array(share)@nets.to_numpy(float), range(1, N+1), nets.columns)
-    nets = self.rows('random').dropna(subset=['valid', 'test'])
-    if not len(nets): return pd.DataFrame(columns=['valid', 'test']).rename_axis('n')
-    each = [best_of(o) for _,o in nets.groupby('seed')]
-    return pd.concat([o[:min(map(len, each))] for o in each]).groupby(level=0).mean(
-        ).rename_axis('n')

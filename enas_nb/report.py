@@ -6,8 +6,7 @@ Docs: https://enas-nb.github.io/enas_nb/report.html.md"""
 
 # %% auto #0
 __all__ = ['words', 'n_of', 'show', 'verdict', 'paired', 'md_table', 'network_rows', 'cost_rows', 'plot_retrained', 'report',
-           'within', 'answer', 'arm_rows', 'plot_arms', 'checklist', 'comparison_report', 'write_search',
-           'write_result', 'training_report', 'write_training']
+           'write_search', 'write_result', 'training_report', 'write_training']
 
 # %% ../nbs/15_report.ipynb #23cd256f
 import json, math
@@ -18,7 +17,7 @@ import matplotlib.pyplot as plt
 from .space import write_file
 from .draw import draw, plot_history
 from .presets import n_epochs, phases
-from .evaluate import Comparison, Findings, arm_names, told
+from .evaluate import Findings, arm_names, told
 
 # %% ../nbs/15_report.ipynb #90892919
 words = dict( # by measure
@@ -347,140 +346,6 @@ The children are other samples of the trained policy. {paired(result)}
 
 Made with {', '.join(f'{k} {v}' for k,v in result['versions'].items())}, on {result['device']}. \
 {_elsewhere(result)}All numbers are in `result.json`.
-"""
-
-# %% ../nbs/15_report.ipynb #12c00002
-def within(o,        # An `Interval`
-           digits=2, # After the point
-           unit='',  # Behind the mean
-          )->str:
-    "An `Interval` in words: `+0.58 points (+0.29 to +0.88)`."
-    if not o.n: return 'none'
-    mean, low, high = (f'{v:+.{digits}f}' for v in o[:3])
-    return f'{mean}{unit} ' + (f'({low} to {high})' if o.n>1 else '(one seed, no interval)')
-
-def _gained(comparison, gain):
-    "An `Interval` of gains in words, with its unit."
-    return within(gain, comparison.measure.digits, f' {comparison.measure.unit}')
-
-def _rival(comparison):
-    "Whom the children are measured by."
-    return 'equal' if 'equal' in comparison.arms else 'random'
-
-def answer(comparison, # A `Comparison`
-          )->str:
-    "One sentence: are the policy's children better than random architectures of their size?"
-    c, rival = comparison, _rival(comparison)
-    gain = c.difference('children', rival)
-    verb = gain.verb
-    if verb=='better' and c.lost('children') > c.lost(rival): verb = 'not told apart'
-    said = {'better': 'better than', 'worse': 'worse than', 'not told apart': 'not told apart from'}
-    size = dict(equal='random architectures of equal size', random='random architectures')[rival]
-    lost = ', '.join(f'{c.lost(o)} of {len(c.rows(o))} {what} diverged' for o,what in
-                     (('children', 'children'), (rival, 'random ones')) if c.lost(o))
-    return (f"Over {n_of(gain.n, 'seed')} the policy's children are {said[verb]} {size}: "
-            f'{_gained(c, gain)}{f"; {lost}"*bool(lost)}.')
-
-# %% ../nbs/15_report.ipynb #803e0f4b
-def arm_rows(comparison): # A `Comparison`
-    "A row for each arm: networks, result, parameters, cost, and its gain over random ones."
-    c, rows = comparison, []
-    for arm in c.arms:
-        nets = c.rows(arm)
-        cost = (nets.search_macs.groupby('seed').first()+nets.train_macs.groupby('seed').mean())
-        d = c.measure.digits
-        over = within(c.difference(arm, 'random'), d) if arm!='random' else ''
-        ours = within(c.difference('children', arm), d) if arm!='children' else ''
-        lost = f', {c.lost(arm)} diverged'*bool(c.lost(arm))
-        test = nets.test.groupby('seed').mean().mean()
-        test = show(c.measure, None if math.isnan(test) else test)
-        rows.append((arm_names[arm], f'{len(nets)}{lost}', test, f'{nets.params.mean():,.0f}',
-                     f'{cost.mean():.2g}', over, ours))
-    return rows
-
-# %% ../nbs/15_report.ipynb #12c00009
-def plot_arms(comparison): # A `Comparison`
-    "Each arm's gain over the random architectures of its seed: a matplotlib `Figure`."
-    c = comparison
-    names = [o for o in c.arms if o!='random'][::-1]
-    fig,ax = plt.subplots(figsize=(6.4, 1+.35*len(names)))
-    for y,arm in enumerate(names):
-        seeds, gain = c.gains(arm, 'random'), c.difference(arm, 'random')
-        ax.plot(seeds, [y+.15]*len(seeds), 'o', color='#0072B2', alpha=.5, mec='none')
-        if math.isfinite(gain.low): ax.plot(gain[1:3], [y-.1]*2, color='k', lw=2)
-        ax.plot(gain.mean, y-.1, 'kD', ms=5)
-    ax.axvline(0, color='.6', lw=1)
-    ax.set_yticks(range(len(names)), [arm_names[o] for o in names])
-    ax.set(xlabel=f'better than the random architectures of its seed, {c.measure.unit}',
-           ylim=(-.6, len(names)-.4))
-    ax.set_title('dots: seeds; diamond and line: their mean and its 95% interval', fontsize=9)
-    fig.tight_layout(); plt.close(fig)
-    return fig
-
-# %% ../nbs/15_report.ipynb #12c00004
-def checklist(comparison, # A `Comparison`
-              protocol=None, # As `protocol.json` has it; None if there is none
-             ):
-    "Lindauer and Hutter's checklist (2020): rows (question, answer), filled from the record."
-    c = comparison
-    seeds = ', '.join(map(str, sorted(c.table.seed.unique())))
-    yes   = lambda what, ok=True: f"{'yes' if ok else 'no'}{': '*bool(what)}{what}"
-    stated= 'written down before the first run, in protocol.json' if protocol else ''
-    arms  = ', '.join(arm_names[o] for o in c.arms)
-    return [
-        ('Code for training the final architectures? *', yes('`13_retrain`, `16_recipes`')),
-        ('Code for the search space? *', yes('one notebook for each space; your own: your class')),
-        ('Hyperparameters and seeds of the final training?',
-         yes(f'the recipe {c.table.recipe.iloc[0]}, seeds {seeds}')),
-        ('Code for the search? *', yes('`12_search`')),
-        ('Hyperparameters and seeds of the search?', yes('the same recipe, the same seeds')),
-        ('The same data, space and training for all methods? *', yes('one recipe trains all arms')),
-        ('Confounding factors controlled? *',
-         yes('pairs share first weights, order of the data and augmentation; '
-             'one library on one machine, or the report of a run says so')),
-        ('Ablation studies?', yes('not in this comparison; `04_reinforce`, the benchmarks', False)),
-        ('The same protocol of evaluation?', yes(stated or 'no protocol.json', bool(protocol))),
-        ('Performance over time?', yes('costs in multiply-adds, but one budget', False)),
-        ('Compared with random search?', yes(arms, 'random' in c.arms)),
-        ('Several runs, with their seeds?', yes(seeds, c.table.seed.nunique()>1)),
-        ('Tabular benchmarks?', yes('not in this comparison; `appendix/tabular`', False)),
-        ('How hyperparameters were tuned? *',
-         yes('`appendix/tabular`, `benchmarks/shared_weights`')),
-        ('The whole cost, search and training? *', yes('in the table, in multiply-adds')),
-        ('All details of the setup? *', yes('`result.json` of each run'))]
-
-# %% ../nbs/15_report.ipynb #7b7a21c3
-def comparison_report(comparison, # A `Comparison`
-                      protocol=None, # As `protocol.json` has it
-                     )->str:
-    "The report of a comparison in Markdown."
-    c = comparison
-    measure, derived = c.measure, c.difference('derived', 'search')
-    tau = c.agreement()
-    blind = ('' if c.rows('random').valid.notna().any() else ' All images were trained on, so '
-             'nothing could be chosen by: random search is one random network here.')
-    head = ('arm', 'networks', f'test {measure.name}', 'parameters', 'multiply-adds',
-            f'over random, {measure.unit}', f"the children over it, {measure.unit}")
-    return f"""# {c.table.recipe.iloc[0]}: is the search better than random?
-
-**{answer(c)}**
-
-{md_table(arm_rows(c), head)}
-
-In brackets: intervals of 95% over {n_of(c.table.seed.nunique(), 'seed')}, each seed one number. \
-The children and random ones of equal size are compared pair by pair, and so are arms of one \
-network each. Else the means of a seed are compared.{blind}
-
-* The derived architecture over random search at equal cost: {_gained(c, derived)}, \
-{derived.verb}.
-* Over the mean random architecture (relative improvement): \
-{within(c.improvement('children'), unit='%')} for the children, \
-{within(c.improvement('derived'), unit='%')} for the derived architecture.
-* Shared weights and retrainings rank alike: Kendall's τ {within(tau)}.
-
-## The best practices of Lindauer and Hutter (2020)
-
-{md_table(checklist(c, protocol), ('question', 'answer'))}
 """
 
 # %% ../nbs/15_report.ipynb #f11e5a01
