@@ -1,4 +1,4 @@
-"""The tasks of an experiment, carried out by any number of processes, and what is kept of each.
+"""How several processes carry out the tasks of an experiment, and what is kept of each task.
 
 Docs: https://enas-nb.github.io/enas_nb/appendix/experiment.html.md"""
 

@@ -1,4 +1,4 @@
-"""A run owns its folder from the first second. What is done is kept there, and any process can go on with the rest.
+"""A run owns its folder from the first second. Results are kept there, and any process can go on with the rest.
 
 Docs: https://enas-nb.github.io/enas_nb/appendix/run.html.md"""
 
