@@ -44,6 +44,10 @@ def links(md):
     md = bare(md)
     return [unquote(o.strip('<>')) for o in re.findall(r'\]\(\s*(<[^>]+>|[^)\s]+)', md) + re.findall(r'\b(?:href|src)="([^"]+)"', md)]
 
+def nested(md):
+    "Links whose text holds a link: nbdev makes one of a name in backticks."
+    return re.findall(r'\[[^][\n]*\[[^][\n]*\]\([^)\n]*\)[^][\n]*\]\(', md)
+
 def markdown(path):
     "All Markdown and HTML of a page: text, and what its cells show."
     if path.suffix != '.ipynb': return path.read_text(encoding='utf-8')
@@ -131,6 +135,8 @@ def test_links_of_the_site(site):
     address_of = yaml.safe_load((NBS/'nbdev.yml').read_text(encoding='utf-8'))['website']['site-url'].rstrip('/')+'/'
     dead = {p.relative_to(ROOT/'_proc').as_posix(): o for p in site if (o := dead_links(p, ROOT/'_proc', site, address_of, NBS))}
     assert not dead, f'links that lead nowhere (nbdev makes links of names in backticks; it documents no method of a class by itself): {dead}'
+    inner = {p.relative_to(ROOT/'_proc').as_posix(): o for p in site if (o := nested(markdown(p)))}
+    assert not inner, f'links within links: {inner}'
 
 def test_links_of_notebooks_and_readme():
     pages = {p.resolve(): anchors(markdown(p)) for p in [*each(NBS, 'ipynb'), *each(NBS, 'md'), *ROOT.glob('*.md')]}
@@ -177,6 +183,7 @@ def test_seen_a_dead_link(tmp_path):
     bad = ['c.ipynb', 'a.ipynb#no-heading', '#there', 'd.csv', 'https://our.site/a.html', 'https://our.site/first.html#b']
     page(b, '## Here', *[f'[x]({o})' for o in bad[:3]], outputs=[result('text/html', f'<img src="{bad[3]}">'), *[result('text/markdown', f'[x]({o})') for o in bad[4:]]])
     assert sorted(look()) == sorted(bad)
+    assert nested('a [[`f`](x)](y)') and not nested('[a](b), [[c]](d), ![e](f) and [`g`](h)')
 
 @pytest.mark.parametrize('text', ['/root/x.csv', 'in /home/me', "'/tmp/a1b2'", '<function f at 0x7f79e0ad0890>', 'net:__main__.Net'])
 def test_seen_a_place_of_this_machine(tmp_path, text):
