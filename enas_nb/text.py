@@ -87,7 +87,7 @@ class Words(Numericalize):
         super().__init__(vocab=list(vocab))
         self.o2i = dict(self.o2i)
         if len(self.o2i)<len(vocab):
-            raise ValueError(f'a vocabulary of {len(vocab)} words of which only {len(self.o2i)} '
+            raise ValueError(f'a vocabulary of {len(vocab)} words, only {len(self.o2i)} '
                              'are different')
         missing = [o for o in ('<unk>','<eos>') if o not in self.o2i]
         if missing: raise ValueError(f'a vocabulary without {missing[0]}')
