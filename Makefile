@@ -3,6 +3,7 @@
 # make test                       install what developing needs, then run every test
 # make readme                     write README.md from nbs/index.ipynb
 # make hooks                      let git check notebooks before each commit (CONTRIBUTING.md)
+# make docs                       the documentation site as pages to look at, in _docs/
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV   ?= .venv
 BIN    := $(abspath $(VENV))/bin
@@ -10,9 +11,10 @@ BIN    := $(abspath $(VENV))/bin
 NEEDS  := $(shell cat settings.ini setup.py pyproject.toml | cksum | tr -d ' ')
 RUN    := $(VENV)/.run-$(NEEDS)
 DEV    := $(VENV)/.dev-$(NEEDS)
+DOCS   := $(VENV)/.docs-$(NEEDS)
 export PATH := $(BIN):$(PATH)
 
-.PHONY: search lab test readme dev
+.PHONY: search lab test readme docs dev hooks
 search: $(RUN)
 	$(BIN)/enas-search $(ARGS)
 
@@ -30,6 +32,14 @@ readme: $(DEV)
 	$(BIN)/jupyter nbconvert --to markdown --stdout --RegexRemovePreprocessor.patterns='^#\|\s*hide' nbs/index.ipynb > $(VENV)/readme.md
 	sed -E 's#\]\(([a-z0-9_/-]+\.(ipynb|svg))#](nbs/\1#g' $(VENV)/readme.md > README.md
 
+# Quarto publishes the site (.github/workflows/deploy.yaml). Here smalldocs renders what nbdev processed. The command
+# `nbdev-proc-nbs` does the same, but would install Quarto first, as root.
+docs: $(DOCS)
+	$(BIN)/python -c "from nbdev.serve import proc_nbs; __name__=='__main__' and proc_nbs()"
+	$(BIN)/smalldocs render --quiet _proc > _proc/.log 2>&1 || (cat _proc/.log && false) # it warns of what only Quarto reads
+	rm -rf _docs && mv _proc/_docs _docs
+	@echo "The first page is _docs/index.html"
+
 dev: $(DEV)
 
 $(VENV)/bin/python:
@@ -37,13 +47,16 @@ $(VENV)/bin/python:
 
 $(RUN): | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -e .
-	rm -f $(VENV)/.run-* $(VENV)/.dev-* && touch $@
+	rm -f $(VENV)/.run-* $(VENV)/.dev-* $(VENV)/.docs-* && touch $@
 
 $(DEV): | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -e '.[dev]'
-	rm -f $(VENV)/.run-* $(VENV)/.dev-* && touch $(RUN) $@
+	rm -f $(VENV)/.run-* $(VENV)/.dev-* $(VENV)/.docs-* && touch $(RUN) $@
 
-.PHONY: hooks
+$(DOCS): $(DEV)
+	$(BIN)/python -m pip install -q -e '.[docs]'
+	touch $@
+
 hooks: $(DEV)
 	git config core.hooksPath .githooks
 	@echo 'git checks each commit now. To stop: git config --unset core.hooksPath'

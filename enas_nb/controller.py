@@ -51,7 +51,7 @@ class Controller(nn.Module):
     "An LSTM policy over `space` (paper 2.2; the authors' `*_controller.py`)."
     def __init__(self,
         space:SearchSpace, # Any space: only its steps are used
-        preset:ControllerPreset=None, # Sizes and constants; the space's default preset's by default
+        preset:ControllerPreset=None, # Sizes and constants; default: the space's default preset
     ):
         super().__init__()
         if preset is None: preset = next(iter(space.presets.values()), robust['images']).controller
@@ -153,5 +153,5 @@ def score(self:Controller,
 
 # %% ../nbs/03_controller.ipynb #00000025
 def reported_entropy(walk:Walk): # Of a macro or recurrent policy
-    "What their macro and recurrent policies log as entropy: -p·log p of the sampled actions; [n]."
+    "Entropy as the authors' macro and recurrent code logs it: -p·log p of sampled actions; [n]."
     return sum(-(d.log_prob*d.log_prob.exp()).sum(1) for d in walk.decisions)

@@ -1,4 +1,4 @@
-"""Three image data sets and a door for your own; one split decides who sees which images.
+"""Three image data sets and your own images; one split decides who sees which part.
 
 Docs: https://enas-nb.github.io/enas_nb/data.html.md"""
 
@@ -109,7 +109,7 @@ class _ToImage(Transform):
 
 # %% ../nbs/05_data.ipynb #0000000c
 def images_dls(
-    train,           # uint8 images [n, C, H, W] and int64 labels [n]; `ValueError` for others
+    train,           # uint8 images [n, C, H, W] and int64 labels [n]; `ValueError` otherwise
     valid,           # the same, for validation
     vocab,           # names of the classes, in the order of the labels
     bs=64,           # training and validation batch size
@@ -185,7 +185,7 @@ def split_valid(
     seed=0, # of the split
     same=False, # the whole set for both, as in the paper?
 ) -> tuple: # `reward` for θ, `select` for derivation and every reported accuracy
-    "Two random halves that share and miss nothing, each class in both as evenly as can be"
+    "Two random halves of the set, without overlap, each class split as evenly as possible"
     dl = cache_valid(dls, seed)
     n,y = len(dl.dataset),dl.dataset.tensors[-1].cpu()
     if n<2:
@@ -331,7 +331,7 @@ def _scan(folder):
     return [o for o in found if o.is_dir()],[o for o in found if not o.is_dir()]
 
 def _part_folders(path):
-    "The folder of each part; `path` itself is to train with if its folders are classes"
+    "The folder of each part; `path` itself is for training if its folders are classes"
     names = [o.name for o in _scan(path)[0]]
     parts = {part: [o for o in names if o.lower() in known] for part,known in _part_names.items()}
     parts = {part: found for part,found in parts.items() if found}
@@ -469,7 +469,7 @@ class Found(NamedTuple):
     resized:int    # images that had another size
     was:tuple      # smallest and largest of the shorter sides, before
     repeated:int   # images to validate or test that are, pixel by pixel, in an earlier part as well
-    left_out:tuple # files beside the images, by their endings none
+    left_out:tuple # files whose endings are not those of images
 
     def __str__(self):
         n,names = self.classes.values(),', '.join(self.classes)
@@ -662,7 +662,7 @@ class ImageTask(Task):
         learn, # a trained Learner
         part,  # 'valid' or 'test'; `ValueError` for others
     ) -> dict:
-        "Its accuracy on all images of a part: `value`, and `parts`, which images have none of"
+        "Its accuracy on all images of a part, `value`; and `parts`, None for images"
         if part not in ('valid','test'):
             raise ValueError(f"part is {part!r}, allowed are 'valid' and 'test'")
         was,learn.metrics = learn.metrics,self.metric()

@@ -119,7 +119,7 @@ def _edge(g, a, b, d, path, color, width):
                stroke=color, stroke_width=width, **dash)
 
 def _unchosen(paths, color):
-    "What could have been chosen and was not."
+    "The edges that were not chosen."
     return _el('g', _el('title', 'possible, not chosen'), *[_el('path', d=o) for o in paths],
                class_='unchosen', fill='none', stroke=color)
 
@@ -334,9 +334,9 @@ def _arrange(boxes):
 
 # %% ../nbs/02_draw.ipynb #00000026
 def draw(o,        # `Arch` or `SearchSpace`; a `TypeError` for anything else
-         pools=(), # Macro only: layers, counted from 0, after which the image is halved; thin lines
+         pools=(), # Macro only: layers (from 0) after which a line says that the image is halved
         )->Drawing:
-    "What `o` chooses in colour, over what could be chosen in grey; of a space, just the latter."
+    "The choices of `o` in colour over all possible ones in grey; a space has only the grey."
     if not isinstance(o, (Arch, SearchSpace)):
         raise TypeError(f'draw takes an Arch or a SearchSpace, not {type(o).__name__}')
     space, arch = (o.space, o) if isinstance(o, Arch) else (o, None)
@@ -416,7 +416,7 @@ _panels = {'loss'      : ('train_loss', 'valid_loss'),
 _hues = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00')
 
 def _curves(history):
-    "The curves of each panel: what a history has at least two numbers of."
+    "The curves of each panel; a measure with fewer than two numbers has none."
     curves = {c: np.array([np.nan if o is None else float(o) for o in history[c]])
               for v in _panels.values() for c in v if c in history}
     seen   = {c: v for c,v in curves.items() if np.isfinite(v).sum() > min(1, len(v)-1)} or curves
@@ -448,7 +448,7 @@ def plot_history(history, # A `DataFrame` or a dict of lists, by epoch; other co
         ax.set_xlabel('epoch', fontsize=9); ax.tick_params(labelsize=8)
         ax.grid(alpha=.25); ax.spines[['top','right']].set_visible(False)
         if len(curves)>1: ax.legend(frameon=False, fontsize=8)
-    plt.close(fig) # a notebook shows what a cell returns; else there would be two of it
+    plt.close(fig) # a notebook shows what a cell returns; an open figure would be shown twice
     return fig
 
 # %% ../nbs/02_draw.ipynb #00000049
@@ -500,7 +500,7 @@ def plot_shares(p, # Shares of ops, as `shares` returns them
                 space:SearchSpace, # Their space
                 figsize=None, # Width and height in inches
                ):
-    "The same of shares that are known already: a matplotlib `Figure`."
+    "The heat maps of `plot_op_share` from shares that are counted already: a matplotlib `Figure`."
     steps = sorted((o for o in space.steps if o.width), key=lambda o: o.at)
     names = lambda *kinds: _short([o.label for o in steps if o.kind in kinds])
     fig,axs = plt.subplots(1, 2 if q.size else 1, figsize=figsize or (8.6, 3), squeeze=False,

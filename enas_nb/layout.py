@@ -13,7 +13,7 @@ import networkx as nx, numpy as np
 from scipy.optimize import isotonic_regression
 
 # %% ../nbs/appendix/layout.ipynb #ebd4ea28
-def columns(g): # A networkx `MultiDiGraph` without circles
+def columns(g): # A networkx `MultiDiGraph` without cycles
     "Columns of nodes and of dummies, and the items along each edge."
     cols = [sorted(o) for o in nx.topological_generations(g)]
     for n in [o for o in g if not g.out_degree(o)]: # what nobody reads stands in the last column
@@ -53,7 +53,7 @@ def _sorted(cols, chains, near, sweeps=12):
 
 # %% ../nbs/appendix/layout.ipynb #a401c9fa
 def _heights(cols, near, room, sweeps=24):
-    "Heights close to the neighbours', with half the `room` of both between two of a column."
+    "Heights close to the neighbours'; two in a column are half the `room` of both apart."
     y = {o:40.*(i-len(c)/2) for c in cols for i,o in enumerate(c)}
     for _ in range(sweeps):
         for c in cols:
@@ -62,8 +62,8 @@ def _heights(cols, near, room, sweeps=24):
             y.update(zip(c, isotonic_regression(goal-gaps).x+gaps))
     return y
 
-def layered(g,    # A networkx `MultiDiGraph` without circles
-            room, # Function of an item, a node or a dummy: its height
+def layered(g,    # A networkx `MultiDiGraph` without cycles
+            room, # Function that gives the height of an item (a node or a dummy)
            ):
     "Columns of `g`, heights of items, the items along each edge; a dummy is `(column, edge)`."
     cols, chains = columns(g)

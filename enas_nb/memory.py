@@ -118,7 +118,7 @@ def like(self:MemoryDataset, tensors): # tuple of tensors of the same kind
     "A data set of other items that mean the same"
     return type(self)(tensors, self.types, self.source, self.split_idx)
 @patch
-def to(self:MemoryDataset, device): # where the data shall live
+def to(self:MemoryDataset, device): # where the data will live
     "The data set on another device"
     return self if device==self.device else self.like([t.to(device) for t in self.tensors])
 @patch
@@ -207,7 +207,7 @@ def one_batch(self:MemoryDL):
 def new(self:MemoryDL,
     dataset=None, # another `MemoryDataset`
     cls=None,     # another class of loader, as in fastai
-    **kwargs      # what else shall differ, e.g. `bs`
+    **kwargs      # what else differs, e.g. `bs`
 ):
     "A loader like this one, with the same seed and epoch"
     res = TfmdDL.new(self, dataset, cls, **(kwargs if cls else merge(dict(seed=self.seed), kwargs)))
@@ -269,7 +269,7 @@ class MemoryDataLoaders(DataLoaders):
     "`DataLoaders` of `MemoryDL`s; test data are opened by `open_test`, never by training"
     test_source = None
     def test_dl(self,
-        test_items,        # like what the training items were made of, or tensors as they are held
+        test_items,        # of the kind that made the training items, or tensors like those kept
         rm_type_tfms=None, # type transforms to skip, as in fastai
         with_labels=False, # do the items carry labels?
         **kwargs           # of `MemoryDL`, e.g. `bs`

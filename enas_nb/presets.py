@@ -1,4 +1,4 @@
-"""Every hyper-parameter of ENAS stands here once, as the paper has it and as the authors' code has it, with its source.
+"""Every hyper-parameter of ENAS, once as the paper has it and once as the authors' code has it, with its source.
 
 Docs: https://enas-nb.github.io/enas_nb/appendix/presets.html.md"""
 
@@ -27,7 +27,7 @@ class ControllerPreset:
     n_lstm: int            # layers of the LSTM
     init: float            # every weight starts uniform in ±`init`
     tanh_constant: float   # logits are `tanh_constant`·tanh(logits/`temperature`)
-    temperature: float     # 1 is none
+    temperature: float     # 1 changes nothing
     op_tanh_reduce: float  # in steps that ask for it, `tanh_constant` is divided by this
     lr: float              # of Adam, constant
     betas: tuple           # of Adam
@@ -47,12 +47,12 @@ class ControllerPreset:
 
     def __post_init__(self): _allowed('credit', self.credit, ('reward', 'rank'))
     def n_steps(self, n): # Epochs of a fit
-        "Updates of θ in it: those of a frozen ω are as many as in turns."
+        "Updates of θ in it: as many with a frozen ω at the end as in turns."
         return self.steps*(n if self.warmup is None else max(0, n-self.warmup))
 
 # %% ../nbs/appendix/presets.ipynb #00000008
 class Training:
-    "What every search and final part answers; a part that lacks a field has this value."
+    "What every search and final part has; a part without a field of its own has the value here."
     task: ClassVar[str]           # `'images'` or `'text'`
     clip        = None            # norm that the gradient is clipped to; None does not clip
     aux_weight  = None            # weight of an auxiliary head's loss; None has no head
@@ -64,7 +64,7 @@ class Training:
 
 # %% ../nbs/appendix/presets.ipynb #6e0a11d3
 def phases(paths): # `'policy'`, `'uniform'`, `'fair'`, or pairs of one and its share of the epochs
-    "Who trains ω for which share of a fit's epochs, as pairs; `ValueError` for what it cannot be."
+    "Who trains ω for which share of a fit's epochs, as pairs; `ValueError` for wrong `paths`."
     try: pairs = ((paths, 1.),) if isinstance(paths, str) else tuple((o, float(s)) for o,s in paths)
     except (TypeError, ValueError):
         raise ValueError(f"paths is {paths!r}, allowed are 'policy', 'uniform', 'fair', "
@@ -100,7 +100,7 @@ class ImageTraining(Training):
     width: int|None        # channels after the stem, the authors' `out_filters`
     n_layers: int|None     # layers, the authors' `num_layers`
     dropout: float|None    # before the last linear layer (1 - the authors' `keep_prob`)
-    bs: int                # batch size; of a search also that of θ's common minibatch
+    bs: int                # batch size; in a search also the size of θ's common minibatch
     n_cycles: int          # warm restarts: number of cosine cycles
     T_0: int               # epochs of the first cycle
     T_mul: int             # each cycle is that many times longer than the one before
@@ -127,10 +127,10 @@ class SearchPreset(ImageTraining):
     # batch norm outside training: `'batch'`, `'running'` or `'recalibrated'` statistics
     bn_eval: str
     same_valid: bool       # do θ's rewards and `derive` share one validation set?
-    paths: str|tuple = 'policy' # whose trains ω; see `phases`
+    paths: str|tuple = 'policy' # whose paths train ω; see `phases`
     reward: str = 'accuracy' # what an architecture earns: its `'accuracy'`, or minus its `'loss'`
     reward_bs: int|None = None # items that architectures are scored on at a time; `bs` by default
-    n_omega: int = 1       # scores are means over ω at the ends of so many last epochs
+    n_omega: int = 1       # scores are means over the ω of so many last epochs, each at its end
 
     def __post_init__(self):
         _check_search(self)
@@ -187,14 +187,14 @@ class TextTraining(Training):
 @dataclass(frozen=True, kw_only=True)
 class TextSearchPreset(TextTraining):
     "The shared recurrent cell and how its ω is trained."
-    bn: str|None           # batch norm after `'all'` products, the `'output'`'s average, or nowhere
+    bn: str|None           # batch norm after `'all'` products or the `'output'`'s average; or None
     bn_eval: str|None      # its statistics outside training: `'batch'` or `'running'`; or None
     carry: bool            # is the hidden state carried on, although the architecture changes?
     reward_c: float        # the reward is `reward_c`/perplexity
     same_valid: bool       # do θ's rewards and `derive` share one validation set?
-    paths: str|tuple = 'policy' # whose trains ω; see `phases`
+    paths: str|tuple = 'policy' # whose paths train ω; see `phases`
     reward_bs: int|None = None # rows that architectures are scored on at a time; `bs` by default
-    n_omega: int = 1       # scores are means over ω at the ends of so many last epochs
+    n_omega: int = 1       # scores are means over the ω of so many last epochs, each at its end
 
     def __post_init__(self): _check_search(self)
 

@@ -1,4 +1,4 @@
-"""What others found, and what the recipes are called, as strings.
+"""What others found, and what each recipe is and costs, as strings.
 
 Docs: https://enas-nb.github.io/enas_nb/appendix/published.html.md"""
 
@@ -23,7 +23,7 @@ class Published:
     @property
     def arch(self):
         "The architecture."
-        # with its network's torch, which a list of names does not need
+        # imported here, since it needs torch, and a list of names does not
         from enas_nb.space import find_space
         return find_space(self.space)(**self.args).parse(self.text)
 

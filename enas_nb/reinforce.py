@@ -67,7 +67,7 @@ def make_baseline(
 def ppl_reward(# Logits [..., words], or a tuple that begins with them, as recurrent networks return
                pred,
                targ, # Word numbers [...]
-               # Reward at a perplexity of 1; the released code's, the paper (2.2) gives no value
+               # Reward at a perplexity of 1: the released code's; the paper (2.2) gives none
                c=80.,
                max_nats=12.):# Loss of a network whose loss is larger, or not a number
     "The reward of a language model on one batch, `c`/perplexity: a scalar tensor."
@@ -80,7 +80,7 @@ def loss_reward(# Predictions [..., classes], or a tuple that begins with them
                 pred,
                 targ, # Classes, or word numbers [...]
                 max_nats=12.):# Loss of a network whose loss is larger, or not a number
-    "Minus the cross entropy on one batch: a scalar tensor. Finer than accuracy, which counts."
+    "Minus the cross entropy on one batch: a scalar tensor. Finer than accuracy, which only counts."
     logits = pred[0] if isinstance(pred, tuple) else pred
     loss = F.cross_entropy(logits.flatten(0, -2).float(), targ.flatten())
     return -loss.nan_to_num(nan=max_nats).clamp(max=max_nats)
@@ -91,7 +91,7 @@ def skip_penalty(walk:Walk, # Of any policy; zeros where no step has skips
                  # The authors' formula, with σ(q) where the policy skips with probability σ(2q)?
                  released=False,
                 ):
-    "KL divergence of P(skip) from a prior: a layer's sum, mean over the layers with skips; [n]."
+    "KL divergence of P(skip) from a prior: sum within a layer, mean over layers with skips; [n]."
     if not 0<target<1:
         raise ValueError(f'the prior probability of a skip is {target}, '
                          'allowed is more than 0 and less than 1')
@@ -112,10 +112,10 @@ def skip_count(walk:Walk): # Of any policy
 def finite(
     rewards, # [n]; on the CPU a `ValueError` if one is not finite
 ):
-    "The rewards as they are. On other devices nobody looks, since that would wait for the device."
+    "The rewards as they are. Other devices do not check, since the check would wait for them."
     if rewards.device.type=='cpu' and not rewards.isfinite().all():
         raise ValueError(f'rewards are {rewards.tolist()}, θ learns from finite numbers only '
-                         "(with credit='rank' another one is the last)")
+                         "(with credit='rank' any other counts as the worst)")
     return rewards
 
 def ranks(
@@ -161,10 +161,10 @@ class Reinforce:
         walk:Walk, # `n` sampled architectures
         rewards,   # [n], what each of them earned; `ValueError` for another shape
     ):
-        "R + w·H, or rank³ + w·H: [n]. The entropy has no gradient here, it acts as a reward does."
+        "R + w·H, or rank³ + w·H: [n]. The entropy has no gradient here, like a reward."
         if rewards.shape!=walk.log_prob.shape:
             raise ValueError(f'rewards are {tuple(rewards.shape)}, '
-                             f'one number for each of {len(walk.log_prob)} architectures is wanted')
+                             f'one number for each of {len(walk.log_prob)} architectures is needed')
         return self.credit(rewards) + self.preset.entropy_weight*walk.entropy.detach()
 
     def loss(self,

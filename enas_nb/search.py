@@ -50,7 +50,7 @@ def score_batch(net,   # A shared network; with `remember`, common starts of pat
                 archs, # `Arch`s
                 batch, # (x, y), or several x and y, on the network's device
                 metric=accuracy, # Function of (predictions, targets): a number, more is better
-                autocast=nullcontext(), # A context manager for mixed precision
+                autocast=None, # A context manager for mixed precision, if any
                ):
     "The `metric` of each architecture on a common batch: a tensor [n] on the batch's device."
     *xs,y = (o.as_subclass(torch.Tensor) for o in batch) # fastai's types would slow every op down
@@ -61,7 +61,7 @@ def score_batch(net,   # A shared network; with `remember`, common starts of pat
             for arch in sorted(set(archs), key=lambda o: o.code):
                 net.arch = arch
                 if hasattr(net, 'reset'): net.reset()
-                with autocast: said = metric(net(*xs), y)
+                with autocast or nullcontext(): said = metric(net(*xs), y)
                 res[arch] = torch.as_tensor(said, device=y.device).as_subclass(torch.Tensor)
     finally:
         net.arch = was

@@ -89,7 +89,7 @@ class Op(str):
     "An operation: its name, what builds it in a search and in the final network, and its colour."
     def __new__(cls, name, *args, **kwargs): return super().__new__(cls, name)
     def __init__(self,
-        name,        # How it is called; rows compare, hash and print as their names
+        name,        # Its name; ops compare, hash and print as their names
         search=None, # Builds it in the shared network; the space says with which arguments
         final=None,  # Builds it in the final network; `search` by default
         color=None,  # Hex colour in pictures, like `'#0072b2'`; a spare one by default
@@ -113,7 +113,7 @@ def approx(n:int): # How many there are of something, 0 or more
     return f'{digits}e{int(power):+03}'
 
 def _rows(ops, known):
-    "`ops` as a tuple of different `Op`s; a name is the row in `known`, a new row joins them."
+    "`ops` as a tuple of different `Op`s: `known` finds those given by name, new ones join it."
     ops = tuple([ops] if isinstance(ops, str) else ops)
     for o in ops:
         if not isinstance(o, Op) and o not in known:
@@ -131,7 +131,7 @@ def _positions(steps):
 
 # %% ../nbs/01_space.ipynb #a80d3b52
 def _register(cls):
-    "Files find a class by its name, a name of the library's is not to be had; ops become rows."
+    "Files find a class by its name; a name of the library is refused; its ops become `Op`s."
     if 'name' not in vars(cls): cls.name = cls.__name__
     if _ours.get(cls.name, cls.__name__)!=cls.__name__:
         raise ValueError(f'a space named {cls.name!r} is in the library already, '
@@ -139,7 +139,7 @@ def _register(cls):
     ours = cls.__module__.split('.')[0]==SearchSpace.__module__.split('.')[0] # not in its chapter
     if cls.name not in _ours or ours: SearchSpace.classes[cls.name] = cls
     cls.ops = tuple(o if isinstance(o, Op) else Op(o) for o in cls.ops)
-    cls.known = {o: o for o in cls.ops} # rows by name
+    cls.known = {o: o for o in cls.ops} # ops by name
 
 def _checked(space, steps):
     "`steps`; refuses those that no policy could walk through, or that do not fill the encoding."
@@ -172,7 +172,7 @@ class SearchSpace:
     ops = ()       # its `Op`s, in the order of the policy's integers
     op_bias = None # initial values of a learned bias on the op logits, where its policy has one
     presets = {}   # its presets by name, the default first; a space without any gets `robust`
-    rail = True    # is an architecture drawn as a row of stations? Otherwise as cards in columns
+    rail = True    # is an architecture drawn as a row of discs? Otherwise as cards in columns
     task = 'images'# what its networks read: `'images'` or `'text'`
     pools = ()     # layers after which its networks halve their images, for the picture of a run
 
@@ -194,7 +194,7 @@ class SearchSpace:
 
     @cached_property
     def steps(self):
-        "The policy's `Step`s in the order of sampling; one line says which do not fit together."
+        "The policy's `Step`s in the order of sampling; an error names those that do not fit."
         return _checked(self, tuple(self.decisions() or ()))
 
     @cached_property
@@ -408,7 +408,7 @@ def graph(self:TinySpace,
 
 # %% ../nbs/01_space.ipynb #0000001f
 def _no_net(space, part, args):
-    "What somebody learns who asks for a network that is not there."
+    "The error for a network that the space does not have."
     who, how = type(space).__name__, f'give it a method {part}_net(self, {args}, **sizes)'
     if isinstance(space, ListedSpace):
         who, how = space.title, 'run the module or cell that defines its class'
@@ -449,7 +449,7 @@ def to_dict(self:SearchSpace):
     return d | dict(ops=self.ops, steps=[_changed(o) for o in self.steps])
 
 def _changed(step):
-    "A step as a dict, without what is as usual."
+    "A step as a dict, without the fields that have their default."
     return {f.name: v for f in fields(Step) if (v := getattr(step, f.name))!=f.default}
 
 @patch
@@ -460,7 +460,7 @@ def to_json(self:Arch):
 def write_file(path, # File to write; an `IsADirectoryError` if it is a folder
                data, # Text or bytes
               ):
-    "Write a file under a temporary name and move it into place: there never is half a file."
+    "Write a file under a temporary name and move it into place, so there is never half a file."
     if Path(path).is_dir(): raise IsADirectoryError(f'{path} is a folder, a file is needed')
     mode = dict(mode='w', encoding='utf-8') if isinstance(data, str) else dict(mode='wb')
     with atomic_save(path, **mode) as f: f.write(data)

@@ -87,7 +87,7 @@ class Words(Numericalize):
         super().__init__(vocab=list(vocab))
         self.o2i = dict(self.o2i)
         if len(self.o2i)<len(vocab):
-            raise ValueError(f'a vocabulary of {len(vocab)} words of which only {len(self.o2i)} '
+            raise ValueError(f'a vocabulary of {len(vocab)} words, only {len(self.o2i)} '
                              'are different')
         missing = [o for o in ('<unk>','<eos>') if o not in self.o2i]
         if missing: raise ValueError(f'a vocabulary without {missing[0]}')
@@ -115,7 +115,7 @@ class StreamDL(LMDataLoader):
             yield self.after_batch((LMTensorText(xb.contiguous()), TensorText(yb.contiguous())))
         self.after_iter()
 
-    # fastai's table of texts comes out as bare lines with plum 2.9, on which its dispatch is built
+    # fastai dispatches with plum; with plum 2.9 its table of texts comes out as bare lines
     def show_batch(self,
         b=None,      # a batch; default: the first
         max_n=4,     # rows to show
@@ -199,7 +199,7 @@ def unigram_ppl(
     dls,          # language-model `DataLoaders`
     part='valid', # the text that is guessed: 'valid' or 'test'
 ) -> float:
-    "Perplexity of a text under the training text's frequencies, each counted once more than it is"
+    "Perplexity of a text under the training text's frequencies, one added to each word's count"
     k = len(dls.vocab)
     count = tokens(dls, 'train').bincount(minlength=k).double()+1
     return (-(count/count.sum()).log()[tokens(dls, part)].mean()).exp().item()
@@ -308,7 +308,7 @@ def _prose(doc):
 def _read_docs():
     "(place, sentence) of the prose in the docstrings of `_packages`, each sentence once"
     found,on = {},gc.isenabled()
-    gc.disable()   # syntax trees are millions of objects without circles; to look takes longest
+    gc.disable()   # millions of objects without cycles; the search for cycles takes longest
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')   # a `\d` in somebody's string
@@ -353,7 +353,7 @@ def docs_dls(
 
 # %% ../nbs/06_text.ipynb #b9cfc6f5
 def _part_files(path):
-    "The files of a folder by part, as their names say; empty if none does"
+    "The files of a folder by part, by their names; empty if no name is that of a part"
     named = lambda part: sorted(f for f in path.iterdir() if f.name==f'{part}.txt'
                                 or f.name.endswith(f'.{part}.txt'))
     files = {part: named(part) for part in ('train','valid','test')}
@@ -419,7 +419,7 @@ def evaluate_ppl(
     tokens,    # word numbers of the whole text, int64 [n], 2 or more. See `tokens`
     rows=64,   # parts that are read side by side; 1 reads word after word
     warm=200,  # words that each but the first part reads before it counts
-    seq_len=35,# words per call of the model: memory, not meaning
+    seq_len=35,# words per call of the model: memory, not the result
 ) -> TextScore:
     "Perplexity of a text: each word but the first counted once, the memory carried"
     n = len(tokens)
@@ -449,7 +449,7 @@ def evaluate_ppl(
 
 # %% ../nbs/06_text.ipynb #00000027
 class MedianPerplexity(Metric):
-    "Median over the batches of a validation; of two middle ones the lower"
+    "Median over the batches of a validation; the lower of two middle ones"
     name = 'median_ppl'
     def reset(self): self.losses = []
     def accumulate(self, learn): self.losses.append(learn.loss.detach().mean())
