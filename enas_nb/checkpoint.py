@@ -27,14 +27,14 @@ from .space import write_file
 _lists = dict(list=list, tuple=tuple, L=L)
 
 def _scalars(o):
-    "Are all of `o` scalar tensors of one type, and several?"
+    "Is `o` several scalar tensors of one type?"
     return len(o)>1 and all(isinstance(v, torch.Tensor) and v.ndim==0 and v.dtype==o[0].dtype
                             for v in o)
 
 def _pack(o, tensors):
-    "A tree as JSON-able data; its tensors go to the dict `tensors`."
+    "A tree as data for JSON; its tensors go to the dict `tensors`."
     if isinstance(o, torch.Tensor):
-        key = str(len(tensors)) # a copy: weights may be tied, and files hold each alone
+        key = str(len(tensors)) # a copy, since a file cannot hold tied weights
         tensors[key] = (o.detach().as_subclass(torch.Tensor)
                         .clone(memory_format=torch.contiguous_format))
         return dict(tensor=key)
@@ -57,7 +57,7 @@ def _unpack(o, tensor):
     return _lists[kind](_unpack(x, tensor) for x in v)
 
 # %% ../nbs/appendix/checkpoint.ipynb #bb245473
-def write_state(path, # File to write; the old one is replaced when the new one is complete
+def write_state(path, # File to write; an old one stays until the new one is complete
                 tree, # Dicts, lists, numbers, strings and tensors
                ):
     "Write a tree to a safetensors file."
@@ -65,7 +65,7 @@ def write_state(path, # File to write; the old one is replaced when the new one 
     header = json.dumps(_pack(tree, tensors))
     write_file(path, save(tensors, dict(enas_nb=header)))
 
-def read_state(path): # File of `write_state`; `FileNotFoundError`, or `ValueError` if it is none
+def read_state(path): # File of `write_state`; `ValueError` for others, or `FileNotFoundError`
     "The tree in a safetensors file."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'no file {path}')
@@ -83,12 +83,12 @@ def _plain(o):
     return o is None or isinstance(o, (bool,int,float,str,np.generic,torch.Tensor))
 
 def _has_state(o):
-    "Has `o` a state of its own, and is no network?"
+    "Does `o` have a state of its own, and is it not a network?"
     return (all(hasattr(type(o), a) for a in ('state_dict', 'load_state_dict')) and
             not isinstance(o, nn.Module))
 
 def _given(o, k):
-    "Is the attribute `k` no state, but the Learner, a method, or what `o` was made with?"
+    "Is the attribute `k` not part of the state? The Learner, methods and arguments of `o` are not."
     return (k=='learn' or hasattr(event, k) or k in signature(type(o).__init__).parameters or
             callable(getattr(type(o), k, None)) or isinstance(getattr(type(o), k, None), property))
 
@@ -101,7 +101,7 @@ def _parts(o):
     return dict(own={k: v for k,v in own.items() if _plain(v)}, parts=inner)
 
 def _put(o, state):
-    "Give a callback or a metric the state that `_parts` saw."
+    "Give a callback or a metric a state of `_parts`."
     if isinstance(o, Callback) and _has_state(o): return o.load_state_dict(state)
     vars(o).update({k: v for k,v in state['own'].items() if not _given(o, k)})
     for k,v in state['parts'].items():
@@ -110,10 +110,10 @@ def _put(o, state):
 
 # %% ../nbs/appendix/checkpoint.ipynb #36e8117c
 def learn_state(learn): # Any `Learner` that has been fitted
-    "All that the rest of a fit depends on, as a tree."
-    count = lambda name: getattr(learn, name, 0) # a Learner that was never fitted has none
+    "Everything that the rest of a fit depends on, as a tree."
+    count = lambda name: getattr(learn, name, 0) # a Learner that was never fitted has no counts
     fit = dict(n_epoch=count('n_epoch'), epoch=count('epoch')+1, train_iter=count('train_iter'))
-    # of `GradientAccumulation`
+    # `GradientAccumulation` has some
     grads = {k: p.grad for k,p in learn.model.named_parameters() if p.grad is not None}
     return dict(fit=fit, model=learn.model.state_dict(), opt=learn.opt.state_dict(), grads=grads,
                 cbs=[[o.name, _parts(o)] for o in learn.cbs if not isinstance(o, Checkpoint)],
@@ -122,10 +122,10 @@ def learn_state(learn): # Any `Learner` that has been fitted
                 random=random_state(learn.dls))
 
 # %% ../nbs/appendix/checkpoint.ipynb #5c625935
-def check_state(learn, # The Learner that it is for
+def check_state(learn, # The Learner to load the state into
                 state, # A tree
                ):
-    "Refuse a state that is not `learn`'s, before any of it takes effect: `ValueError`."
+    "`ValueError` if the state does not fit `learn`; nothing is loaded."
     if not isinstance(state, dict): raise ValueError('no state of a Learner')
     missing = [o for o in ('fit', 'model', 'opt', 'grads', 'cbs', 'scaler', 'loaders', 'random')
                if o not in state]
@@ -139,7 +139,7 @@ def check_state(learn, # The Learner that it is for
 
 # %% ../nbs/appendix/checkpoint.ipynb #c3c0de01
 def _check_opt(opt):
-    "Refuse a state of an optimiser that is not of its parameters' shapes."
+    "Refuse a state of an optimiser whose shapes are not those of the parameters."
     for p,s in getattr(opt, 'opt', opt).state.items():
         for k,v in s.items():
             if isinstance(v, torch.Tensor) and v.ndim and (v.shape, v.dtype)!=(p.shape, p.dtype):
@@ -153,7 +153,7 @@ def _apply(learn, state):
     for k,p in learn.model.named_parameters():
         p.grad = state['grads'][k].to(p.device, copy=True) if k in state['grads'] else None
     left = list(state['cbs'])
-    for o in learn.cbs: # the k-th of a name gets the state of the k-th
+    for o in learn.cbs: # the k-th callback of a name gets the k-th state of that name
         at = next((i for i,(name,_) in enumerate(left) if name==o.name), None)
         if at is not None: _put(o, left.pop(at)[1])
     if getattr(learn, 'scaler', None) and state['scaler']:
@@ -166,11 +166,11 @@ def _apply(learn, state):
     set_random_state(learn.dls, state['random'])
 
 # %% ../nbs/appendix/checkpoint.ipynb #c3c0de02
-def load_learn_state(learn, # A Learner like the one whose state it is
-                     state, # As `learn_state` gave it
+def load_learn_state(learn, # A Learner like the one that the state comes from
+                     state, # A result of `learn_state`
                     ):
-    """Put a Learner where another one was.
-    A state that does not fit is a `ValueError`, and the Learner is as before."""
+    """Give a Learner the state of another one.
+    If it does not fit, that is a `ValueError`, and the Learner stays as before."""
     try: check_state(learn, state)
     except (KeyError, TypeError, AttributeError) as e:
         raise ValueError(f'no state of a Learner ({type(e).__name__}: {e})') from None
@@ -185,36 +185,36 @@ def load_learn_state(learn, # A Learner like the one whose state it is
 
 # %% ../nbs/appendix/checkpoint.ipynb #b5b9e0fc
 class Checkpoint(Callback):
-    "Keeps a fit after each epoch, and goes on behind the last epoch that is kept."
+    "Saves a fit after each epoch. The same fit then goes on after the last saved epoch."
     order = 1000 # after all that happens at the end of an epoch
     def __init__(self,
-        path, # Folder of its files, is made; a fit whose last epoch is there has nothing to do
-        log=print, # Gets a line when a fit goes on
+        path, # Folder for the files, made if missing; a fit that it holds to the end does nothing
+        log=print, # Function that gets a line of text when a fit goes on
     ): self.path, self.log, self.n_fit = Path(path), log, 0
 
     def before_fit(self):
         if sum(isinstance(o, Checkpoint) for o in self.learn.cbs)>1:
             raise ValueError('there are two Checkpoints in this fit, keep one')
-        # an epoch of a fit passes through `_with_events`, one of `validate` does not
+        # an epoch of `fit` passes through `_with_events`, an epoch of `validate` does not
         self.waiting = True
         self.learn._with_events = partial(self._events, self.learn)
 
     def after_fit(self):
         vars(self.learn).pop('_with_events', None)
-        if not self.waiting and self.epoch+1 < self.n_epoch: # cancelled: so it is done
+        if not self.waiting and self.epoch+1 < self.n_epoch: # cancelled: so the fit is finished
             self._write(self.n_epoch, self.n_epoch)
             self.n_fit += 1
 
     def _events(self, learn, f, event, *args):
-        "Run an epoch and keep its end, or leave it out; other events as ever."
+        "Run an epoch and save its end, or leave it out. Other events run as always."
         run = partial(Learner._with_events, learn, f, event, *args)
         if event!='epoch' or self not in learn.cbs or hasattr(learn, 'lr_finder'): return run()
         epoch = learn.epoch
         if self.waiting: self._start()
-        learn.epoch = epoch # `_start` may have set that of the file
+        learn.epoch = epoch # `_start` may have set another one, from the file
         if epoch < self.done: return
         bar = getattr(getattr(learn, 'progress', None), 'mbar', None)
-        if epoch and epoch==self.done and bar: bar.update(0) # a bar must begin at its beginning
+        if epoch and epoch==self.done and bar: bar.update(0) # a bar must start at 0
         run()
         self._write(epoch+1, epoch+1)
         if epoch+1==self.n_epoch: self.n_fit += 1
@@ -225,7 +225,7 @@ def _file(self:Checkpoint, epoch): return self.path/f'{self.n_fit:02}-{epoch:05}
 
 @patch
 def _write(self:Checkpoint, number, epoch):
-    "Keep the state of the fit as its file `number`, and the file before."
+    "Write the state of the fit to file `number`, and delete all but the last two files."
     if number and not self.path.is_dir():
         raise FileNotFoundError(f'the folder of checkpoints {self.path} is gone')
     fit = dict(n_epoch=self.n_epoch, epoch=epoch, train_iter=self.train_iter, rates=self.rates)
@@ -234,7 +234,7 @@ def _write(self:Checkpoint, number, epoch):
 
 # %% ../nbs/appendix/checkpoint.ipynb #90934208
 def _usable(learn, path):
-    "The state in a file; `ValueError` if it is not of this fit."
+    "The state in a file; `ValueError` if it belongs to another fit."
     state = read_state(path)
     check_state(learn, state)
     n, rates = state['fit']['n_epoch'], state['fit'].get('rates')
@@ -250,9 +250,9 @@ def _rates(learn):
 @patch
 def _start(self:Checkpoint):
     """Go on from the newest good file, if there is one.
-    Otherwise keep the beginning, so that a full disk is known at once."""
+    Otherwise save the start of the fit, so that a full disk shows at once."""
     self.waiting, self.done, wrong, self.rates = False, 0, [], _rates(self.learn)
-    # of a process that was killed while writing
+    # a process that was killed while writing left these
     for o in self.path.glob('tmp*tmp'): o.unlink(missing_ok=True)
     for path in sorted(self.path.glob(f'{self.n_fit:02}-*.safetensors'), reverse=True):
         try: state = _usable(self.learn, path); load_learn_state(self.learn, state)

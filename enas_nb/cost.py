@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 # %% ../nbs/appendix/cost.ipynb #6c96e92e
-# by task, where nothing is said: training data, channels or words, classes or words, shape of one
+# defaults of a task: training data, channels or words, classes or words, shape of one item
 usual = dict(
     images = dict(n_train=45_000,  n_in=3,      n_out=10,     shape=(3,32,32)), # CIFAR-10
     text   = dict(n_train=929_589, n_in=10_000, n_out=10_000, shape=()))        # Penn Treebank
@@ -20,7 +20,7 @@ usual = dict(
 def count_params(arch, # The architecture
                  n_in=None,  # Channels, or words; by default 3, or 10,000 for a recurrent cell
                  n_out=None, # Classes, or words; by default 10, or 10,000
-                 **sizes): # Of its final network
+                 **sizes): # Sizes of its final network
     "Parameters of the final network of `arch`, and of its auxiliary head; built without memory."
     default = usual[arch.space.task]
     n_in, n_out = n_in or default['n_in'], n_out or default['n_out']
@@ -31,10 +31,10 @@ def count_params(arch, # The architecture
 
 # %% ../nbs/appendix/cost.ipynb #41223ab8
 def multiply_adds(net,   # A network; on the meta device nothing is computed
-                  shape): # Of one image: channels, height, width; `()` for a word
+                  shape): # Shape of one image: channels, height, width; `()` for a word
     "Multiply-adds of matrix products and convolutions for one image, or one word."
     kind = dict(dtype=torch.float if shape else torch.long, device=next(net.parameters()).device)
-    x = torch.zeros(2, *shape or (1,), **kind) # two, since batch norm may want more than one
+    x = torch.zeros(2, *shape or (1,), **kind) # two items, since batch norm may need them
     with torch.no_grad(), FlopCounterMode(display=False) as flops: net.eval()(x)
     return flops.get_total_flops()//4
 
@@ -49,7 +49,7 @@ def shared_cost(recipe, # A `Recipe`
                 archs,  # `Arch`s of its space
                 n_in,   # Channels, or words
                 n_out,  # Classes, or words
-                shape): # Of one image; `()` for a word
+                shape): # Shape of one image; `()` for a word
     "Multiply-adds of an image or a word in the shared network, the mean over `archs`."
     net, costs = _light(lambda: recipe.search_net(n_in, n_out)), []
     for net.arch in archs: costs.append(multiply_adds(net, shape))
@@ -59,7 +59,7 @@ def final_cost(recipe, # A `Recipe`
                arch,   # The architecture
                n_in,   # Channels, or words
                n_out,  # Classes, or words
-               shape): # Of one image; `()` for a word
+               shape): # Shape of one image; `()` for a word
     "Multiply-adds of an image or a word in the final network of `arch`."
     sizes = recipe.space.sizes(recipe.preset.final) | recipe.final_sizes()
     return multiply_adds(_light(lambda: recipe.space.final_net(arch, n_in, n_out, **sizes)), shape)
@@ -67,12 +67,12 @@ def final_cost(recipe, # A `Recipe`
 # %% ../nbs/appendix/cost.ipynb #5d0a4b31
 def spent(recipe,  # A `Recipe`
           shared,  # Multiply-adds of an item in the shared network
-          alone,   # and in the final one
+          alone,   # Multiply-adds of an item in the final network
           n_train, # Training images, or words
-          n_valid): # Validation images, which a preset may train on in the end
+          n_valid): # Validation images; a preset may retrain on these, too
     "Multiply-adds of ω's and θ's steps and of one retraining; a training step is three passes."
     search, final, theta = recipe.preset.search, recipe.preset.final, recipe.preset.controller
-    half  = -(-n_valid//(2-search.same_valid)) # of the validation set, the larger one
+    half  = -(-n_valid//(2-search.same_valid)) # the larger half of the validation set
     batch = min((search.reward_bs or search.bs)*search.row, half)
     rewards = theta.n_steps(search.n_epochs)*theta.n_archs*batch
     return dict(omega=3*search.n_epochs*n_train*shared, theta=rewards*shared,
@@ -80,11 +80,11 @@ def spent(recipe,  # A `Recipe`
 
 def estimate(recipe,        # A `Recipe`
              n_train=None,  # Training images, or words; by default 45,000, or 929,589 words
-             n_valid=5_000, # Validation images, which a preset may train on in the end
-             shape=None,    # Of one image; 3x32x32 by default
+             n_valid=5_000, # Validation images; a preset may retrain on these, too
+             shape=None,    # Shape of one image; 3x32x32 by default
              n_out=None,    # Classes, or words; by default 10, or 10,000
-             n=5,           # Random architectures over which is averaged
-             rate=1e12):    # Operations a second that are sustained; a multiply-add is two
+             n=5,           # Number of random architectures for the mean
+             rate=1e12):    # Operations that the device does in a second; a multiply-add is two
     """Multiply-adds of a search (`omega`, `theta`) and a retraining.
 
     `hours` are for both, with random search at equal cost."""

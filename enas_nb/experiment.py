@@ -1,4 +1,4 @@
-"""The tasks of an experiment, carried out by any number of processes, and what is kept of each.
+"""How several processes carry out the tasks of an experiment, and what is kept of each task.
 
 Docs: https://enas-nb.github.io/enas_nb/appendix/experiment.html.md"""
 
@@ -43,11 +43,11 @@ from .run import Run, new_run
 
 # %% ../nbs/appendix/experiment.ipynb #00000009
 class Stopwatch(Callback):
-    "Seconds of a fit, those before a checkpoint included; what is left of it goes to the log."
+    "The seconds of a fit, also those before a checkpoint; the log gets the time that is left."
     order, spent = Checkpoint.order-1, 0.
     def __init__(self,
-        log=None, # Gets a line after each epoch; none by default
-        end=0., # What comes after the last epoch, as so many epochs
+        log=None, # Function that gets a line of text after each epoch; None for no lines
+        end=0., # Length of what comes after the last epoch, in epochs
     ): self.log, self.end, self.times = log, end, []
     def before_epoch(self): self.start, self.began = clock(self.dls.device), time.time()
     def after_epoch(self):
@@ -63,8 +63,8 @@ def _span(seconds):
     return f'{seconds/60:.0f} min' if seconds<5400 else f'{seconds/3600:.1f} h'
 
 def _epoch(learn, seconds, end=0.):
-    """An epoch as a line of the log; each takes some `seconds`, the `end` as long as so many.
-    What θ has to say is left out until it moves."""
+    """An epoch as a line of the log. Epochs take `seconds`, and `end` more epochs follow.
+    The numbers of θ are left out until it moves."""
     row, names, left = (learn.recorder.values[-1], learn.recorder.metric_names[1:-1],
                         learn.n_epoch-learn.epoch-1)
     numbers = (f'{n} {v:.3f}' if not abs(v)>=1e5 else f'{n} {v:.1e}' for n,v in zip(names, row)
@@ -74,10 +74,10 @@ def _epoch(learn, seconds, end=0.):
 
 # %% ../nbs/appendix/experiment.ipynb #0b0b0005
 class ThetaStarts(Callback):
-    "A line of the log when θ begins to move on a frozen ω, which may take long."
+    "Writes a line to the log when θ starts to move on a frozen ω, which may take long."
     order = SearchCallback.order-1
     def __init__(self,
-        log): # Gets the line
+        log): # Function that gets the line of text
         self.log = log
     def after_train(self):
         theta = self.search.preset.controller
@@ -87,7 +87,7 @@ class ThetaStarts(Callback):
 
 # %% ../nbs/appendix/experiment.ipynb #0000000a
 class NoValidation(Callback):
-    "Leaves each epoch's validation out, where nothing depends on it."
+    "Leaves out the validation of each epoch, if nothing depends on it."
     def before_validate(self): raise CancelValidException()
 
 def _rows(learn):
@@ -97,7 +97,7 @@ def _rows(learn):
             if all(len(row)>i for row in learn.recorder.values)}
 
 def _fresh(recipe, dls, seed, i):
-    "Set all randomness of training number `i`; loaders with its order and the final batch size."
+    "Set all randomness of training number `i`. Returns loaders with its order and batch size."
     part = recipe.preset.final
     number = lambda role: int(torch.randint(2**31, (1,), generator=rng(seed, role, i)))
     if part.all_train: dls = train_on_all(dls)
@@ -110,8 +110,8 @@ def _fresh(recipe, dls, seed, i):
 
 # %% ../nbs/appendix/experiment.ipynb #f9b941d7
 def _train(recipe, learn, part, cbs=(), log=None):
-    """Train by a part of a preset: the measures on validation and test data, and the cost.
-    The one on validation is None if it was trained on."""
+    """Train by a part of a preset. Returns the measures on validation and test data, and the cost.
+    The measure on validation data is None if these were trained on."""
     task, watch = recipe.task(learn.dls), Stopwatch(log)
     with learn.no_bar(), learn.no_logging():
         learn.fit_preset(part, cbs=[watch, *L(cbs)])
@@ -125,12 +125,12 @@ def _train(recipe, learn, part, cbs=(), log=None):
 def retrain(recipe, # The recipe
             dls,    # Its `DataLoaders`
             arch,   # The architecture
-            seed,   # Of the first weights, and of order and augmentation
+            seed,   # Seed of the first weights, and of order and augmentation
             i,      # Number of the training: equal numbers share all randomness
             cbs=(), # More callbacks, such as a `Checkpoint`
            ):
-    """Train `arch` from scratch.
-    Returns its measure on all `valid`ation and on the `test` data, `params`, and the `cost`."""
+    """Train `arch` from scratch. Returns a dict: `params`, `cost`, and two measures.
+    `valid` is the measure on all validation data, `test` on the test data."""
     part  = recipe.preset.final
     learn = arch_learner(_fresh(recipe, dls, seed, i), arch, preset=recipe.preset,
                          **recipe.final_sizes())
@@ -139,7 +139,7 @@ def retrain(recipe, # The recipe
             _train(recipe, learn, part, [*[NoValidation()]*(not needs_valid), *L(cbs)]))
 
 # %% ../nbs/appendix/experiment.ipynb #0000000c
-def lstm_lm(n_params, # Parameters that it should have
+def lstm_lm(n_params, # Number of parameters, at most
             n_vocab,  # Words
             **drops): # `embed_p`, `input_p`, `hidden_p`, `weight_p`, `output_p` of `AWD_LSTM`
     "fastai's AWD-LSTM with one layer, as wide as `n_params` allow."
@@ -159,7 +159,7 @@ def _line(measure, name, net):
     return f"{name:12} test {measure.name} {show(measure, net['test'])}  {size}"
 
 def _lstm(recipe, dls, n_params, epochs, seed, cbs=()):
-    "Train an LSTM as the cells are trained, for as many epochs."
+    "Train an LSTM as the cells are trained, for `epochs`."
     final, dls = recipe.preset.final, _fresh(recipe, dls, seed, 0)
     drops = {o: getattr(final, o) for o in ('embed_p', 'input_p', 'hidden_p',
                                             'weight_p', 'output_p')}
@@ -170,13 +170,13 @@ def _lstm(recipe, dls, n_params, epochs, seed, cbs=()):
     return dict(epochs=epochs) | _train(recipe, learn, part, cbs)
 
 def _lstm_cost(n_params, n_vocab):
-    "Multiply-adds of a word in the LSTM: its matrices, the tied one once."
+    "Multiply-adds of a word in the LSTM: the sizes of its matrices, the tied one once."
     with torch.device('meta'): net = lstm_lm(n_params, n_vocab)
     return sum(p.numel() for p in net.parameters() if p.ndim>1)
 
 # %% ../nbs/appendix/experiment.ipynb #e9c0de01
 def _versions():
-    "Versions of what decides last digits."
+    "The versions that can change last digits."
     return dict(enas_nb=__version__) | {o: version(o) for o in ('torch', 'fastai', 'numpy')}
 
 def _chip(device):
@@ -184,13 +184,13 @@ def _chip(device):
     return torch.cuda.get_device_name(device) if device.type=='cuda' else platform.machine()
 
 def _made_with(device):
-    "Versions and the machine, in a line."
+    "Versions and the machine, as one line."
     said = ', '.join(f'{k} {v}' for k,v in _versions().items())
     return f'{said}, {device} ({_chip(device)}), {n_of(torch.get_num_threads(), "thread")}'
 
 # %% ../nbs/appendix/experiment.ipynb #37a5d59f
 def _conditions(recipe, seed, dls, sizes, data):
-    "What was run, and where; `data` is their fingerprint."
+    "What was run, and where; `data` is a fingerprint."
     device = dls.device
     found = dict(found=dls.found._asdict()) if hasattr(dls, 'found') else {}
     return dict(recipe=recipe.to_dict(), seed=seed, device=str(device), chip=_chip(device),
@@ -201,12 +201,12 @@ def _conditions(recipe, seed, dls, sizes, data):
                 **{recipe.task.measure.items: sizes})
 
 def _tested(measure, net):
-    "What a result keeps of a network that others are compared with."
+    "The numbers of a network that a result keeps for comparisons."
     kept = {k: net[k] for k in ('parts', 'params', 'epochs') if k in net}
     return {f'test_{measure.name}': net['test'], f'valid_{measure.name}': net['valid']} | kept
 
 def _comparison(recipe, children, randoms, budget):
-    "Children, random architectures, and what follows from them; costs are multiply-adds."
+    "Children, random architectures, and their comparison; costs are multiply-adds."
     measure, every = recipe.task.measure, lambda nets, key: [o[key] for o in nets]
     ours, theirs = every(children, 'test'), every(randoms, 'test')
     pairs = paired_difference(measure, ours, theirs)
@@ -222,17 +222,17 @@ def _comparison(recipe, children, randoms, budget):
 
 # %% ../nbs/appendix/experiment.ipynb #d5090c55
 def _numbers(recipe):
-    "What decides the results of a recipe: all but its words."
+    "What decides the results of a recipe: everything but its description."
     return {k: v for k,v in recipe.to_dict().items() if k!='about'}
 
 class Experiment:
     "A recipe at work in the folder of a run."
     def __init__(self,
-        recipe, # What to run
-        seed,   # Of everything
-        device, # Where; fastai's default device if None
+        recipe, # The recipe to run
+        seed,   # Seed of everything
+        device, # The device; fastai's default device if None
         run,    # The `Run`
-        log,    # Gets a line now and then
+        log,    # Function that gets a line of text now and then
     ):
         self.recipe, self.seed, self.run, self.log, self.times = recipe, seed, run, log, []
         set_seed(seed)
@@ -248,7 +248,7 @@ class Experiment:
         if {k: v for k,v in begun.items() if k in found}!=found:
             raise ValueError(f'{run.path} was begun with another seed, with other data, '
                              'or by a library with other numbers')
-        torch.set_num_threads(begun['threads']) # they decide last digits
+        torch.set_num_threads(begun['threads']) # their number can change last digits
         self.made_with = _made_with(self.dls.device)
         if self.made_with!=begun['made_with']:
             log(f"begun with {begun['made_with']}; going on with {self.made_with}: "
@@ -264,8 +264,8 @@ class Experiment:
 # %% ../nbs/appendix/experiment.ipynb #1f6d1334
 @patch
 def end(self:Experiment,
-        recipe): # Whose search
-    "θ's training on a frozen ω, counted in epochs of ω by multiply-adds."
+        recipe): # The recipe of the search
+    "The cost of θ's training on a frozen ω, in epochs of ω (by multiply-adds)."
     if recipe.preset.controller.warmup is not None: return 0.
     macs = spent(recipe, 1, 0, *self.parts)
     return macs['theta']/macs['omega']*recipe.preset.search.n_epochs
@@ -273,8 +273,8 @@ def end(self:Experiment,
 @patch
 def uniform(self:Experiment,
             n,          # How many
-            role,       # Number of what they are for; other architectures for another one
-            most=None): # How many there are, of which these are the first; `n` by default
+            role,       # A number for their use; another number gives other architectures
+            most=None): # How many are drawn; the first `n` of them are returned; `n` by default
     "`n` uniformly random architectures, a function of the seed."
     codes = self.recipe.space.random(most or n, seed=np.random.default_rng([self.seed, role]))
     return self.recipe.space.archs(codes[:n])
@@ -287,7 +287,7 @@ def rivals(self:Experiment,
 
 @patch
 def nets(self:Experiment):
-    """The networks that are retrained, as far as they are known.
+    """The networks to retrain that are known now.
     A dict: name of the task -> (arm, number of the training, architecture)."""
     recipe, run, archs = self.recipe, self.run, {}
     found = run.result('search') if run.done('search') else {}
@@ -299,12 +299,12 @@ def nets(self:Experiment):
     return {task(arm, i): (arm, i, recipe.space.parse(a)) for arm,some in archs.items()
             for i,a in enumerate(some, first.get(arm, 0))}
 
-_short = dict(children='child') # how tasks call an arm
+_short = dict(children='child') # names of arms in names of tasks
 
 # %% ../nbs/appendix/experiment.ipynb #9d1917c2
 @patch
 def plan(self:Experiment):
-    "The tasks that can be done, and what does them."
+    "The tasks that can be done now: a dict, name -> function."
     tasks = dict(search=self.search)
     if any('released' in o for o in self.recipe.arms): tasks['released_search'] = self.released
     tasks |= {k: partial(self.train, k.replace('-', ' '), arch, i)
@@ -317,10 +317,10 @@ def plan(self:Experiment):
 # %% ../nbs/appendix/experiment.ipynb #3e9f5bdf
 @patch
 def train(self:Experiment,
-          name,    # As the log calls it
-          arch,    # What to train
+          name,    # Name in the log
+          arch,    # The architecture to train
           i,       # Number of the training: equal numbers share all randomness
-          folder): # For checkpoints
+          folder): # Folder for checkpoints
     "Retrain one architecture."
     start, macs = time.time(), final_cost(self.recipe, arch, *self.like)
     net = retrain(self.recipe, self.dls, arch, self.seed, i,
@@ -330,11 +330,11 @@ def train(self:Experiment,
 
 @patch
 def lstm(self:Experiment,
-         name,     # As the log calls it
-         epochs,   # Of its training
-         n_params, # Parameters that it should have
-         folder):  # For checkpoints
-    "Train an LSTM of as many parameters."
+         name,     # Name in the log
+         epochs,   # Epochs of its training
+         n_params, # Number of parameters, at most
+         folder):  # Folder for checkpoints
+    "Train an LSTM of a given size."
     start, macs = (time.time(),
                    3*epochs*self.sizes['train']*_lstm_cost(n_params, len(self.dls.vocab)))
     net = _lstm(self.recipe, self.dls, n_params, epochs, self.seed,
@@ -343,10 +343,10 @@ def lstm(self:Experiment,
 
 @patch
 def told(self:Experiment,
-         name,  # As the log calls it
-         start, # When the training began
-         net):  # Its numbers
-    "A line of the log: the network, and how long the others will take."
+         name,  # Name in the log
+         start, # Time at which the training began
+         net):  # Numbers of the network
+    "Write a line to the log: the network, and the time for those that are left."
     self.times.append(time.time()-start)
     left = sum(not self.run.done(o) for o in self.plan())-1
     end  = f'  some {_span(left*sum(self.times)/len(self.times))} left' if left else ''
@@ -356,8 +356,8 @@ def told(self:Experiment,
 # %% ../nbs/appendix/experiment.ipynb #9c8b85f0
 @patch
 def search(self:Experiment,
-           folder): # For checkpoints
-    "Search, derive, look: what the report and the other tasks need."
+           folder): # Folder for checkpoints
+    "Search, derive and score. Returns what the report and the other tasks need."
     recipe, dls, part, run = self.recipe, self.dls, self.recipe.preset.search, self.run
     learn, watch, trace = self.fitted(recipe, folder)
     rows, start, arch = _rows(learn), clock(dls.device), learn.derive(recipe.n_derive)
@@ -393,9 +393,9 @@ def search(self:Experiment,
 # %% ../nbs/appendix/experiment.ipynb #d7a1cf2a
 @patch
 def fitted(self:Experiment,
-           recipe,  # Whose search
-           folder): # For checkpoints
-    "A search after its fit, and the `Stopwatch` and the `Trace` that were beside it."
+           recipe,  # The recipe of the search
+           folder): # Folder for checkpoints
+    "A search after its fit, with its `Stopwatch` and its trace."
     set_seed(self.seed)
     learn = search_learner(self.dls, recipe.space, preset=recipe.preset, seed=self.seed,
                            **recipe.sizes)
@@ -407,9 +407,9 @@ def fitted(self:Experiment,
 
 @patch
 def searched(self:Experiment,
-             recipe, # Whose search
-             arch,   # What it derived
-             some):  # Architectures whose mean is the cost of a pass
+             recipe, # The recipe of the search
+             arch,   # The derived architecture
+             some):  # Architectures; their mean cost is the cost of a pass
     "Multiply-adds of ω, θ, deriving, and the retraining."
     part, alone = recipe.preset.search, final_cost(recipe, arch, *self.like)
     pass_cost = shared_cost(recipe, some, *self.like)
@@ -431,7 +431,7 @@ def params(self:Experiment,
 def others(self:Experiment,
            learn, # The search after its fit
            ours): # The derived architecture and the children
-    "Architectures of the other arms, by their names; scores are as many as θ had rewards."
+    "Architectures of the other arms, by name; they may look at as many scores as θ."
     recipe, space, theta = self.recipe, self.recipe.space, self.recipe.preset.controller
     part, search = recipe.preset.search, learn.search
     n   = max(recipe.n_derive, theta.n_steps(part.n_epochs)*theta.n_archs//part.n_omega)
@@ -452,8 +452,8 @@ def others(self:Experiment,
 # %% ../nbs/appendix/experiment.ipynb #6f521642
 @patch
 def released(self:Experiment,
-             folder): # For checkpoints
-    "The same search by the released policy: what it derives, its children, and the cost."
+             folder): # Folder for checkpoints
+    "Search by the released policy. Returns the derived architecture, its children, and the cost."
     recipe, start = self.recipe.as_released, clock(self.dls.device)
     learn, *_ = self.fitted(recipe, folder)
     archs = dict(released=[learn.derive(recipe.n_derive)],
@@ -467,8 +467,8 @@ def released(self:Experiment,
 def rest(self:Experiment,
          arch,    # The derived architecture
          budget): # Multiply-adds of ENAS
-    """How many random architectures are trained, and LSTMs for how many epochs.
-    Both are as many as ENAS would have paid for."""
+    """The number of random architectures, and the epochs of the LSTMs.
+    Both are what the budget of ENAS pays for."""
     recipe, n, left = self.recipe, 0, budget
     for o in self.rivals(200):
         left -= spent(recipe, 0, final_cost(recipe, o, *self.like), *self.parts)['retrain']
@@ -484,7 +484,7 @@ def rest(self:Experiment,
 # %% ../nbs/appendix/experiment.ipynb #4ec1be01
 @patch
 def result(self:Experiment):
-    "All numbers of a run whose tasks are done, and the derived architecture."
+    "All numbers of a run whose tasks are done, with the derived architecture."
     recipe, run, measure, found = (self.recipe, self.run, self.measure,
                                    self.run.result('search'))
     which = self.nets()
@@ -516,7 +516,7 @@ def result(self:Experiment):
 @patch
 def table(self:Experiment,
           nets): # Results of the tasks, by name
-    "A row for each network that was retrained: what a `Comparison` is made of."
+    "A row for each retrained network; a `Comparison` is made of these rows."
     recipe, found, rows = self.recipe, self.run.result('search'), []
     count = lambda macs: macs['omega'] + macs['theta'] + macs['derive']
     cost  = dict.fromkeys(('random', 'equal', 'untrained'), 0)
@@ -534,20 +534,20 @@ def table(self:Experiment,
 
 # %% ../nbs/appendix/experiment.ipynb #45be7c3f
 def _report(run, write, log):
-    "Write the report of a run whose tasks are done, if nobody has, or if it is gone."
+    "Write the report of a run whose tasks are done, unless it is there."
     if not all((run.path/o).is_file() for o in ('report.md', 'result.json')):
         (run.tasks/'report.json').unlink(missing_ok=True)
     run.work(lambda: dict(report=lambda folder: write() or dict(written=True)), log)
     run.tidy()
 
-def run_recipe(recipe, # What to run
-               seed=0,        # Of everything
-               device=None,   # Where; fastai's default device by default
-               log=print,     # Gets a line now and then
-               run=None,      # A `Run`: its folder keeps everything, it may be half done; or none
+def run_recipe(recipe, # The recipe to run
+               seed=0,        # Seed of everything
+               device=None,   # The device; fastai's default device by default
+               log=print,     # Function that gets a line of text now and then
+               run=None,      # A `Run`, new or half done, that keeps everything; None: none is kept
               ):
-    """Run a recipe.
-    Returns the result (JSON-able), the search's history (a `DataFrame`), and the derived `Arch`."""
+    """Run a recipe. Returns three things: the result, a dict that fits into JSON;
+    the search's history, a `DataFrame`; and the derived `Arch`."""
     if run is None:
         with tempfile.TemporaryDirectory() as d:
             return run_recipe(recipe, seed, device, log, new_run(Path(d)/'run', {}))
@@ -563,21 +563,21 @@ def run_recipe(recipe, # What to run
 
 # %% ../nbs/appendix/experiment.ipynb #12b00002
 def _protocol(recipe, seeds):
-    "What a comparison will do, JSON-able."
+    "The plan of a comparison, a dict that fits into JSON."
     rival = 'equal' if 'equal' in recipe.arms else 'random'
     return dict(recipe=json.loads(json.dumps(_numbers(recipe))), seeds=list(seeds),
                 measure=recipe.task.measure.name, question=['children', rival],
                 stopping='all seeds are run, whatever they show')
 
 def read_protocol(file): # `protocol.json` of a comparison
-    "What it says; `ValueError` if it is damaged."
+    "The protocol as a dict; `ValueError` if the file is damaged."
     try: said = json.loads(Path(file).read_text())
     except ValueError: said = None
     if not isinstance(said, dict): raise ValueError(f'{file} is damaged')
     return said
 
 def _seeds(seeds):
-    "Checked seeds in order; a number is how many."
+    "Checked seeds in order; a number `n` means the seeds from 0 to `n-1`."
     seeds = range(seeds) if isinstance(seeds, int) else seeds
     seeds = [_int(o, 'a seed', 0) for o in seeds]
     if not seeds or len(set(seeds))<len(seeds) or max(seeds)>=2**32:
@@ -586,7 +586,7 @@ def _seeds(seeds):
     return sorted(seeds)
 
 def _begin(out, protocol):
-    "Write the protocol, or refuse one that differs from what was begun."
+    "Write the protocol; `ValueError` if the folder has another one."
     if out.exists() and not out.is_dir(): raise ValueError(f'{out} is a file, a folder is needed')
     file, ours = out/'protocol.json', ('protocol.lock', 'lost+found', '.DS_Store')
     if out.exists() and not file.exists() and any(o.name not in ours for o in out.iterdir()):
@@ -598,18 +598,18 @@ def _begin(out, protocol):
     begun = read_protocol(file)
     if bad := [k for k,v in protocol.items() if begun.get(k)!=v]:
         raise ValueError(f"{out} was begun with other {', '.join(bad)}: choose another folder, "
-                         f'or ask for what {file} says')
+                         f'or ask for the same as {file}')
 
 # %% ../nbs/appendix/experiment.ipynb #8321aedb
 def compare(recipe,      # A `Recipe`
-            out,         # Its folder: a new one, or one to go on with
+            out,         # Its folder: a new one, or one to continue
             arms=None,   # Further arms, names of `arm_names`; the recipe's own by default
-            seeds=5,     # Of the runs: how many, or a list
-            device=None, # Where; fastai's default device by default
-            log=print,   # Gets a line now and then
+            seeds=5,     # Seeds of the runs: how many, or a list
+            device=None, # The device; fastai's default device by default
+            log=print,   # Function that gets a line of text now and then
            )->pd.DataFrame:
-    """Run a recipe with several seeds: a row for each network that was retrained.
-    `ValueError` if the folder was begun with something else."""
+    """Run a recipe with several seeds. Returns a row for each retrained network.
+    `ValueError` if the folder belongs to another comparison."""
     if arms is not None: recipe = replace(recipe, arms=arms)
     out, seeds, found = Path(out), _seeds(seeds), {}
     _begin(out, _protocol(recipe, seeds))
@@ -619,7 +619,7 @@ def compare(recipe,      # A `Recipe`
             begun = (folder/'run.json').exists()
             work  = Run(folder) if begun else new_run(folder, dict(comparison=str(out)))
         return run_recipe(recipe, seed, device, log, work)[0]['nets']
-    for seed in seeds: # those that nobody has
+    for seed in seeds: # first the seeds that nobody has
         try:
             with FileLock(out/f'seed{seed}.lock', blocking=False): found[seed] = run(seed)
         except Timeout: continue
@@ -632,7 +632,7 @@ def compare(recipe,      # A `Recipe`
 @patch
 def alone(self:Experiment,
           arch,    # The architecture
-          folder): # For checkpoints
+          folder): # Folder for checkpoints
     "Train one architecture, and keep its weights."
     recipe, part = self.recipe, self.recipe.preset.final
     learn = arch_learner(_fresh(recipe, self.dls, self.seed, 0), arch, preset=recipe.preset,
@@ -649,17 +649,17 @@ def alone(self:Experiment,
             _tested(self.measure, net))
 
 # %% ../nbs/appendix/experiment.ipynb #5a7af657
-def train_arch(recipe, # By whose final part
-               arch:Arch,     # What to train, of the recipe's kind of space
-               seed=0,        # Of everything
-               device=None,   # Where; fastai's default device by default
-               log=print,     # Gets a line now and then
-               run=None,      # A `Run` whose folder keeps everything; none by default
+def train_arch(recipe, # The recipe whose final part says how to train
+               arch:Arch,     # The architecture to train, of the recipe's kind of space
+               seed=0,        # Seed of everything
+               device=None,   # The device; fastai's default device by default
+               log=print,     # Function that gets a line of text now and then
+               run=None,      # A `Run` whose folder keeps everything; None: nothing is kept
               ):
-    "Train one architecture as `run_recipe` trains the derived one. Returns the result (JSON-able)."
+    "Train one architecture as `run_recipe` trains the derived one. Returns the result, a dict."
     if type(arch.space)!=type(recipe.space):
         raise ValueError(f'{recipe.name} trains architectures of {type(recipe.space).__name__}, '
-                         f'this is one of {arch.space}')
+                         f'but this is one of {arch.space}')
     if run is None:
         with tempfile.TemporaryDirectory() as d:
             return train_arch(recipe, arch, seed, device, log, new_run(Path(d)/'run', {}))

@@ -17,18 +17,18 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 # %% ../nbs/appendix/fused.ipynb #9c023676
-# the functions that it knows, in the order in which siblings stand
+# the functions that the fused cell knows, in the order of siblings
 fused_ops = dict(relu=torch.relu, identity=noop, tanh=torch.tanh, sigmoid=torch.sigmoid)
 
 class Siblings(NamedTuple):
     "The nodes that read one node."
     parent: int # The node that they read; -1 is the memory
     kids: tuple # The nodes, sorted by function
-    spans: dict # Function -> first and last+1 place among them
+    spans: dict # Function: its first place among `kids`, and its last place plus 1
 
 @lru_cache(1024)
 def siblings(nodes): # Tuple of `RNNode`s
-    "The groups of siblings, parents in order."
+    "The groups of siblings, sorted by parent."
     groups, order, res = defaultdict(list), list(fused_ops), []
     for i,o in enumerate(nodes): groups[o.prev].append(i)
     for parent,kids in sorted(groups.items()):
@@ -40,7 +40,7 @@ def siblings(nodes): # Tuple of `RNNode`s
 
 # %% ../nbs/appendix/fused.ipynb #d1818b77
 class _Family:
-    "Each step's views of products and gates `pre` [T, B, 2nH], of states `s` [T, B, n, H]."
+    "Views for each step: of products and gates `pre` [T, B, 2nH], of states `s` [T, B, n, H]."
     def __init__(self, sib, w, mask, pre, s):
         T,B,n,H = s.shape
         self.sib, self.n, self.w, self.mask, self.pre, self.s = sib, n, w, mask, pre, s
@@ -55,7 +55,7 @@ class _Family:
         self.kids  = {i: s[:,:,k].unbind(0) if n>1 else self.states for k,i in enumerate(sib.kids)}
 
     def prepare(self):
-        "Scale matrices: one sigmoid gives tanh (of twice its product) and 1-gate (of minus it)."
+        "Scale matrices for one sigmoid: twice the product for tanh, minus the product for 1-gate."
         scale = self.w.new_ones(2*self.n, 1)
         scale[self.n:] = -1
         if 'tanh' in self.sib.spans: scale[slice(*self.sib.spans['tanh'])] = 2
@@ -63,7 +63,7 @@ class _Family:
         self.scaled, self.minus1 = self.w*self.scale, self.w.new_full((), -1)
 
     def step(self, t, p, xt=None):
-        "States of step `t` from the parent's, `p` [B, H]."
+        "Compute the states of step `t` from the parent's state `p` [B, H]."
         pre = torch.mm(p if self.mask is None else p*self.mask, self.scaled, out=self.pres[t])
         if xt is not None: pre.addcmul_(xt, self.scale)
         self.smooth[t].sigmoid_()
@@ -76,7 +76,7 @@ class _Family:
 # %% ../nbs/appendix/fused.ipynb #64b2d0f8
 _back = torch.ops.aten # in-place derivatives of activations from their outputs
 def _act_back(op, d, a):
-    "Overwrite activations `a` by `d` times their derivative."
+    "Overwrite the activations `a` by `d` times their derivative."
     if   op=='tanh':    _back.tanh_backward.grad_input(d, a, grad_input=a)
     elif op=='sigmoid': _back.sigmoid_backward.grad_input(d, a, grad_input=a)
     elif op=='relu':    _back.threshold_backward.grad_input(d, a, 0, grad_input=a)
@@ -84,7 +84,7 @@ def _act_back(op, d, a):
 
 # %% ../nbs/appendix/fused.ipynb #7aac0cbb
 class _FamilyBack:
-    "The way back through a `_Family`."
+    "The backward pass of a `_Family`."
     def __init__(self, f, add, dh=None):
         T,B,n,H = f.s.shape
         self.f, self.add = f, add # `add`: the parent's gradient has other parts, too
@@ -97,7 +97,7 @@ class _FamilyBack:
         self.parts = [(op, da[:,a:b].flatten(1), f.parts[op]) for op,(a,b) in f.sib.spans.items()]
 
     def step(self, t, p, dp):
-        "From the states' gradient, `self.d`, to the products', and the parent's `dp` (state `p`)."
+        "Turn the gradient `self.d` of states into that of products. Adds to the parent's `dp`."
         f, u = self.f, self.u
         if f.n==1 and not self.add: u = torch.mul(self.d, f.gates[t], out=dp)
         else:
@@ -114,12 +114,12 @@ class _FamilyBack:
 # %% ../nbs/appendix/fused.ipynb #7c2c787e
 _spare = {}
 def _buffer(like, n):
-    "`n` numbers of memory, the spare buffer if it is large enough."
+    "Memory for `n` numbers: the spare buffer, if it is large enough."
     buf = _spare.pop((like.dtype, like.device), None)
     return buf if buf is not None and len(buf)>=n else like.new_empty(n)
 
 def _families(sibs, ws, mask, buf, T, B, H):
-    "The siblings with their parts of `buf`, and each node's states."
+    "The `_Family`s with their parts of `buf`, and each node's states."
     fams, at = [], 0
     for o,w in zip(sibs, ws):
         n = len(o.kids); k = T*B*n*H
@@ -131,7 +131,7 @@ def _families(sibs, ws, mask, buf, T, B, H):
 
 # %% ../nbs/appendix/fused.ipynb #0d407fb3
 def _forwards(fams, states, ends, x, h, keep):
-    "The outputs of all times; where `keep`, the families hold what the way back needs."
+    "The outputs of all times. With `keep`, the families hold what the backward pass needs."
     out, todo = x.new_empty(len(x), *h.shape), [(f, states[f.sib.parent]) for f in fams[1:]]
     for t,(xt,o) in enumerate(zip(x.unbind(0), out.unbind(0))):
         k = t if keep else 0
@@ -143,9 +143,9 @@ def _forwards(fams, states, ends, x, h, keep):
     return out
 
 def _backwards(fams, states, ends, hs, grad):
-    "Overwrite the products by their gradients, given the outputs'; returns the first memory's."
+    "Overwrite the products by their gradients. Returns the gradient of the first memory."
     dh, read = torch.zeros_like(hs[0]), {f.sib.parent for f in fams}
-    def back(f): # loose siblings get nothing but the output's gradient
+    def back(f): # loose siblings get the output's gradient only
         inner = f is fams[0] or any(i in read or i not in ends for i in f.sib.kids)
         return _FamilyBack(f, f.sib.parent in ends, None if inner else dh)
     backs = list(map(back, fams))
@@ -197,8 +197,8 @@ def cell_fused(nodes, # `RNNode`s, of N nodes, whose functions are in `fused_ops
                x,     # Words times their matrix, [time, batch, 2H]
                h,     # Memory, [batch, H]
                ws,    # Matrices of the nodes, N times [H, 2H]
-               mask=None): # What `h` and the nodes' inputs are multiplied by, [batch, H]
-    "The same numbers as `cell_loop` without batch norm; gradients once, and not of gradients."
+               mask=None): # Factor of `h` and of the nodes' inputs (dropout), [batch, H]
+    "The numbers of `cell_loop` without batch norm; gradients once only, and none of gradients."
     sibs = siblings(tuple(nodes))
     def joint(kids):
         if len(kids)==1: return ws[kids[0]]
@@ -211,7 +211,7 @@ def cell_fused(nodes, # `RNNode`s, of N nodes, whose functions are in `fused_ops
 _rows = 32 # of scores at a time: a megabyte, if there are 10,000 words
 
 class _WordLoss(torch.autograd.Function):
-    "Mean cross entropy of scores [n, words]; the way back writes their gradient over them."
+    "Mean cross entropy of scores [n, words]; the backward pass overwrites them by their gradient."
     @staticmethod
     def forward(ctx, x, y):
         ctx.save_for_backward(x, y)
@@ -235,14 +235,14 @@ class _WordLoss(torch.autograd.Function):
 
 # %% ../nbs/appendix/fused.ipynb #b71d4f96
 class WordLoss(nn.CrossEntropyLoss):
-    "Mean cross entropy, torch's numbers; the way back overwrites what `decode` made."
+    "Mean cross entropy with torch's numbers; the backward pass overwrites the scores of `decode`."
     def __init__(self): super().__init__()
     def forward(self,
                 inp,   # Scores [..., words]
                 targ): # Word numbers [...]
         x, y = inp.flatten(0, -2), targ.as_subclass(torch.Tensor).flatten()
         plain = x.requires_grad and x.device.type=='cpu' and x.dtype==torch.float32
-        own = plain and self.reduction=='mean' and y.min()>=0 # -100 is to be ignored
+        own = plain and self.reduction=='mean' and y.min()>=0 # torch ignores -100
         return _WordLoss.apply(x, y) if own else super().forward(x, y)
 
     def activation(self, x): "Probabilities, for `get_preds`."; return x.softmax(-1)
@@ -250,7 +250,7 @@ class WordLoss(nn.CrossEntropyLoss):
 
 # %% ../nbs/appendix/fused.ipynb #49e8b1c3
 class _Scores(torch.autograd.Function):
-    "`F.linear` into the memory that the last batch has left."
+    "`F.linear`, written into the memory of the last batch."
     @staticmethod
     def forward(ctx, x, w):
         out, size = _spare.pop('scores', None), (len(x), len(w))
@@ -270,7 +270,7 @@ class _Scores(torch.autograd.Function):
         return grads
 
 def decode(x,  # Vectors [..., H]
-           w): # Those of the words, [words, H]
+           w): # Vectors of the words, [words, H]
     "The scores [..., words] of all words: `F.linear(x, w)`."
     own = x.requires_grad and x.device.type=='cpu' and not torch.is_autocast_enabled('cpu')
     if not own: return F.linear(x, w)

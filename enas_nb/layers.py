@@ -31,7 +31,7 @@ class RecalibratedNorm(nn.BatchNorm2d):
 # %% ../nbs/07_layers.ipynb #00000009
 def batch_norm(
     nf, # Channels
-    bn_eval='running', # Evaluation by `'running'`, `'batch'` or `'recalibrated'` statistics
+    bn_eval='running', # Statistics outside training: `'running'`, `'batch'` or `'recalibrated'`
     eps=1e-5, # Added to the variance
 ):
     "Batch norm with the authors' constants (`image_ops.py`: a moving average of decay 0.9)."
@@ -43,7 +43,7 @@ def batch_norm(
 
 # %% ../nbs/07_layers.ipynb #0000000d
 def _he(w):
-    "Make a weight He-normal; on the meta device, where parameters are counted, nothing is filled."
+    "Fill a weight He-normal. The meta device has nothing to fill; it only counts."
     if not w.is_meta: nn.init.kaiming_normal_(w, nonlinearity='relu')
 
 def conv(ni, # Channels in
@@ -52,7 +52,7 @@ def conv(ni, # Channels in
          stride=1, # Step
          groups=1, # `ni` makes it depthwise
         ):
-    "A convolution without bias, padded to keep the size (at stride 1), He-normal at the start."
+    "A convolution without bias; it starts He-normal, and at stride 1 it keeps the size."
     m = nn.Conv2d(ni, nf, ks, stride=stride, padding=ks//2, groups=groups, bias=False)
     _he(m.weight)
     return m
@@ -73,7 +73,7 @@ def same_pad(shape, # Shape of the images, [..., h, w]
     return [o for t in totals for o in (t//2, t-t//2)]
 
 class SameConv2d(nn.Conv2d):
-    "A convolution without bias, padded as TensorFlow does, He-normal at the start."
+    "A convolution without bias; it starts He-normal, and is padded as in TensorFlow."
     def __init__(self,
         ni, # Channels in
         nf, # Channels out
@@ -90,7 +90,7 @@ class SameConv2d(nn.Conv2d):
 # %% ../nbs/07_layers.ipynb #00000014
 def sep_conv(nf, # Channels in and out
              ks, # Side of the depthwise kernel
-             stride=1): # Step; 2 is padded as TensorFlow does
+             stride=1): # Step; 2 is padded as in TensorFlow
     "A depthwise convolution and a 1x1 convolution."
     return nn.Sequential(conv(nf, nf, ks, groups=nf) if stride==1 else
                          SameConv2d(nf, nf, ks, stride, groups=nf), conv(nf, nf))
@@ -119,14 +119,14 @@ class SamePool(nn.Module):
 
 def pool(name, # `'avg'` or `'max'`
          stride=1): # 1 keeps the size, 2 halves it
-    "A 3x3 pool, padded as TensorFlow does; an average counts only pixels of the image."
+    "A 3x3 pool, padded as in TensorFlow; an average counts only pixels of the image."
     if stride==2: return SamePool(name)
     return (nn.AvgPool2d(3, padding=1, stride=1, count_include_pad=False) if name=='avg' else
             nn.MaxPool2d(3, padding=1, stride=1))
 
 # %% ../nbs/07_layers.ipynb #0000001c
 class FactorizedReduction(nn.Module):
-    "Halve the image: 1x1 convolutions on two grids, joined; batch norm (`_factorized_reduction`)."
+    "Halve the image: a 1x1 convolution on each of two grids; batch norm (`_factorized_reduction`)."
     def __init__(self,
         ni, # Channels in
         nf, # Channels out
@@ -181,14 +181,14 @@ class AuxHead(nn.Module):
 
 # %% ../nbs/07_layers.ipynb #00000028
 def drop_path(x, # [n, c, h, w]
-              p, # Probability to drop an image's whole tensor, less than 1
+              p, # Probability that an image loses its whole tensor, less than 1
              ):
-    "Zero all of `x` for some of its images, and scale it for the others."
+    "Zero `x` for some of its images, and divide it by `1-p` for the others."
     return x * x.new_empty(len(x), 1, 1, 1).bernoulli_(1-p).div_(1-p)
 
 # %% ../nbs/07_layers.ipynb #5b1c0f40
 class Calibrated(nn.Module):
-    "A network that may evaluate with the statistics of some images of its own."
+    "A network that can evaluate with the statistics of some training images."
     def __init__(self):
         super().__init__()
         self.register_buffer('calibration', None, persistent=False)
@@ -206,21 +206,21 @@ class Calibrated(nn.Module):
 
 # %% ../nbs/07_layers.ipynb #5b1c0f42
 class PathNet(Calibrated):
-    "A network that runs in steps: `begin` makes the first state of images, `step` the next one."
-    # of the last path within `remember`: the images, then each step, with the state after it
+    "A network that runs in steps: `begin` makes the first state, and `step` the next one."
+    # the last path within `remember`: its images, then each step with the state after it
     trail = None
 
     @contextmanager
     def remember(self):
-        "Paths on the same images run a common start once. No op may change its input or a weight."
+        "Run the common start of paths on the same images once. Ops may change no input or weight."
         self.trail = []
         try: yield
         finally: self.trail = None
 
     def run_steps(self,
         x,      # Images
-        steps): # What `step` gets in each step; equal ones do equal things
-        "The last state."
+        steps): # What each call of `step` gets; equal values give equal steps
+        "The state after the last step."
         n, trail = 0, self.trail
         if trail and trail[0][0] is x:
             n = sum(1 for _ in takewhile(lambda o: o[0]==o[1][0], zip(steps, trail[1:])))

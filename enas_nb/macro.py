@@ -28,7 +28,7 @@ def _start(nf, bn_eval): return conv(nf, nf), batch_norm(nf, bn_eval), nn.ReLU()
 def shared_conv(nf, # Channels
                 bn_eval='batch', # See `batch_norm`
                 ks=3, # Side of the kernel
-                separable=False): # A depthwise and a 1x1 convolution?
+                separable=False): # Is it a depthwise and a 1x1 convolution?
     "A shared network's convolution: 1x1 - BN - ReLU - convolution - BN - ReLU (`_conv_branch`)."
     return nn.Sequential(*_start(nf, bn_eval), _conv(nf, ks, separable),
                          batch_norm(nf, bn_eval, eps=1e-3), nn.ReLU())
@@ -49,9 +49,9 @@ def final_conv(nf, # Channels
                          _conv(nf, ks, separable and sep=='separable'), batch_norm(nf))
 
 def final_pool(nf, # Channels
-               sep='separable', # Means nothing to a pool
+               sep='separable', # Not used by a pool
                kind='avg'): # `'avg'` or `'max'`
-    "A pool of the final network: ReLU - 1x1 - BN - pool. The authors' code has none."
+    "A pool of the final network: ReLU - 1x1 - BN - pool. The authors' final network has none."
     return nn.Sequential(relu_conv_bn(nf, nf), pool(kind))
 
 # %% ../nbs/08_macro.ipynb #4fcfa03e
@@ -76,10 +76,10 @@ class Layer(NamedTuple):
 class MacroSpace(SearchSpace):
     """Networks of `n_layers` layers, each with an op and skips (paper, 2.3).
 
-    A skip comes from any of the outputs before the layer's own input."""
+    A skip may come from every output before the layer's own input."""
     name: ClassVar[str] = 'macro'
-    n_layers: int = 12     # The authors' `num_layers`
-    ops: tuple = macro_ops # Any of these by name, or your own rows; an op's integer is its place
+    n_layers: int = 12     # Layers, the authors' `num_layers`
+    ops: tuple = macro_ops # Any of these by name, or your own rows; an op is stored as its place
     presets = dict(robust=robust['macro'], released=released['macro'], paper=paper['macro'])
 
     def decisions(self):
@@ -127,7 +127,7 @@ def pools(self:MacroSpace):
 def read_after(layers, # `Layer`s of an architecture
                i,      # A layer, counted from 0
               ):
-    "Outputs (0 the stem, j of layer j) still read after layer `i`; the last is, as the next input."
+    "Outputs that are read after layer `i`, its own among them: 0 is the stem, j that of layer j."
     return {i+1} | {j for l in layers[i+1:] for j in l.skips if j<=i}
 
 # %% ../nbs/08_macro.ipynb #00000010
@@ -144,14 +144,14 @@ class SharedLayer(nn.Module):
 
     def forward(self,
         xs,    # Outputs by number: 0 is the stem's, j that of layer j (counted from 1)
-        layer): # The `Layer` to be
+        layer): # The `Layer` that runs
         x = self.ops[layer.op](xs[self.i])
         for j in layer.skips: x = x + xs[j]
         return self.bn(x) if self.bn else x
 
 # %% ../nbs/08_macro.ipynb #00000012
 class _Halved(dict):
-    "Outputs by number, each halved by its own module when it is read first."
+    "Outputs by number; each is halved by its own module when it is first read."
     def __init__(self, modules, xs): self.modules, self.xs = modules, xs
     def __missing__(self, j): self[j] = self.modules[j](self.xs[j]); return self[j]
 
@@ -197,7 +197,7 @@ class SharedMacroNet(_MacroBase):
 
     @property
     def arch(self):
-        "The architecture whose path runs; `ValueError` when one of another space is set."
+        "The architecture whose path runs; one of another space is a `ValueError`."
         return self._arch
     @arch.setter
     def arch(self, arch):
@@ -214,7 +214,7 @@ class SharedMacroNet(_MacroBase):
 
 # %% ../nbs/08_macro.ipynb #00000020
 class FinalLayer(nn.Module):
-    "The op of one layer and what combines it with its skips."
+    "The op of one layer, and the part that combines its output with the skips."
     def __init__(self,
         i,     # The layer, counted from 0; the first has no skips
         layer, # The `Layer`
@@ -267,7 +267,7 @@ class MacroNet(_MacroBase):
 def sizes(self:MacroSpace,
           part, # The search or final part of a preset
          ):
-    "What a preset gives to the networks. Architectures differ in `sep`, so it is the caller's."
+    "What a preset gives to the networks. `sep` differs between architectures: the caller gives it."
     sizes = {o: getattr(part, o, None) for o in ('width', 'dropout', 'bn_eval', 'skip')}
     return {k: v for k,v in sizes.items() if v is not None}
 
@@ -279,8 +279,8 @@ def _check_layers(space, n_layers):
 def shared_net(self:MacroSpace,
                n_in,  # Channels of the images
                n_out, # Classes
-               n_layers=None, # The space's
-               **sizes, # Of `SharedMacroNet`
+               n_layers=None, # The space's number, or `None`
+               **sizes, # Arguments of `SharedMacroNet`
               ):
     "The network with the shared weights ω of all architectures: a `SharedMacroNet`."
     _check_layers(self, n_layers)
@@ -291,8 +291,8 @@ def final_net(self:MacroSpace,
               arch,  # The architecture
               n_in,  # Channels of the images
               n_out, # Classes
-              n_layers=None, # The space's
-              **sizes, # Of `MacroNet`
+              n_layers=None, # The space's number, or `None`
+              **sizes, # Arguments of `MacroNet`
              ):
     "The network of one architecture: a `MacroNet`."
     _check_layers(self, n_layers)

@@ -24,7 +24,7 @@ from .layers import (AuxHead, FactorizedReduction, Head, PathNet, batch_norm, co
 # %% ../nbs/09_micro.ipynb #00000005
 def micro_pool(nf, # Channels
                stride=1, # 2 halves the image
-               bn_eval='running', # Means nothing to a pool
+               bn_eval='running', # Not used by a pool
                kind='avg'): # `'avg'` or `'max'`
     "A 3x3 pool of a micro cell."
     return pool(kind, stride)
@@ -49,11 +49,11 @@ class MicroSpace(SearchSpace):
 
     The paper's B counts the two inputs too, so B = 7 is 5 here."""
     name: ClassVar[str] = 'micro'
-    n_nodes: int = 5 # Computed nodes in a cell, the authors' `num_cells`
-    ops: tuple = micro_ops # Any of these by name, or your own rows; an op's integer is its place
-    sep_bias:  float = field( # Where separable convolutions' learned bias starts; 0 favours none
+    n_nodes: int = 5 # Computed nodes of a cell, the authors' `num_cells`
+    ops: tuple = micro_ops # Any of these by name, or your own rows; an op is stored as its place
+    sep_bias:  float = field( # First value of separable convolutions' learned bias; 0: no favour
         default=10., compare=False)
-    sep_prior: float = field( # Fixed ±logit for and against them in the normal cell; 0 favours none
+    sep_prior: float = field( # Added to their logits in the normal cell, taken from all others
         default=.25, compare=False)
     presets = dict(robust=robust['micro'], released=released['micro'], paper=paper['micro'])
     rail = False
@@ -98,12 +98,12 @@ def nodes(self:MicroSpace,
     return dict(normal=cell(code[:4*self.n_nodes]), reduction=cell(code[4*self.n_nodes:]))
 
 def cell_ends(cell): # `Node`s of a micro cell
-    "The nodes of a cell, its inputs 0 and 1 included, that no node reads."
+    "The loose ends of a cell: nodes that no node reads, inputs 0 and 1 included."
     return loose_ends([j for o in cell for j in (o.i1, o.i2)], len(cell)+2)
 
 # %% ../nbs/09_micro.ipynb #5d0a4b42
 def _cell_graph(part, n, cell):
-    "Nodes and edges of one cell; without a `cell`, all edges that any has."
+    "Nodes and edges of one cell; without a `cell`, all edges that any cell has."
     node  = lambda i: (part, i)
     reads = [(j, i+2, None) for i in range(n) for j in range(i+2)] if cell is None else [
         (j, i+2, op) for i,o in enumerate(cell) for j,op in ((o.i1,o.op1), (o.i2,o.op2))]
@@ -162,13 +162,13 @@ def _parse_genotype(text):
         raise ValueError("not a genotype, which looks like Genotype(normal=[('sep_conv_3x3', 0), "
                          '...], normal_concat=[...], reduce=[...], reduce_concat=[...])') from None
 
-def from_genotype(g): # A `Genotype`, the like, or its text; `ValueError` if ENAS cannot say it
+def from_genotype(g): # A `Genotype`, a tuple like it, or its text; `ValueError` if ENAS lacks it
     "The micro architecture that a DARTS genotype describes."
     if isinstance(g, str): g = _parse_genotype(g)
     n, other = len(g.normal), len(g.reduce)
     if n!=other:
         raise ValueError(f'the cells of the genotype have {n} and {other} pairs, '
-                         'those of an ENAS space the same number')
+                         'but both cells of an ENAS space have the same number')
     names, code = {v:k for k,v in _darts.items()}, []
     for op,j in (*g.normal, *g.reduce):
         if op not in names:
@@ -178,8 +178,8 @@ def from_genotype(g): # A `Genotype`, the like, or its text; `ValueError` if ENA
     for (part,cell),concat in zip(arch.nodes.items(), (g.normal_concat, g.reduce_concat)):
         if tuple(concat)!=cell_ends(cell):
             raise ValueError(f'the genotype concatenates nodes {list(concat)} of its {part} cell, '
-                             'an ENAS cell its loose ends, '
-                             f'which are {list(cell_ends(cell))}')
+                             'but an ENAS cell concatenates its loose ends: '
+                             f'{list(cell_ends(cell))}')
     return arch
 
 # %% ../nbs/09_micro.ipynb #97b75b36
@@ -193,7 +193,7 @@ def calibrate(ni,     # Channels of the input
               nf,     # Channels of the cell's nodes
               halve,  # Is the input twice as large as the other one?
               bn_eval='running'): # See `batch_norm`
-    "What makes a cell's input fit: ReLU - factorized reduction, ReLU - 1x1 - BN, or nothing."
+    "Make a cell's input fit: by ReLU - factorized reduction, ReLU - 1x1 - BN, or an identity."
     if halve: return nn.Sequential(nn.ReLU(), FactorizedReduction(ni, nf, bn_eval))
     return nn.Identity() if ni==nf else relu_conv_bn(ni, nf, bn_eval)
 
@@ -220,7 +220,7 @@ class SharedCell(nn.Module):
 
     def forward(self,
         prev, cur, # Outputs of the last but one and the last cell
-        nodes,     # The `Node`s to be
+        nodes,     # The `Node`s that run
         ends):     # Their loose ends
         if self.reduce is not None: prev,cur = cur,self.reduce(cur)
         xs = [self.calibrate[0](prev), self.calibrate[1](cur)]
@@ -255,7 +255,7 @@ class _MicroBase(PathNet):
         return prev,cur,aux
 
     def run_path(self, x, args):
-        "Logits for images `x`, in training an auxiliary head's, too; cell `i` gets `*args[i]` too."
+        "Logits for images `x`, in training also an auxiliary head's. Cell `i` gets `*args[i]`."
         _,cur,aux = self.run_steps(x, args)
         logits = self.head(F.relu(cur))[self.n_riders:]
         return logits if aux is None else (logits, aux)
@@ -268,11 +268,11 @@ class SharedMicroNet(_MicroBase):
         n_in=3,    # Channels of the image
         n_out=10,  # Classes
         n_layers=6, # Normal cells, the authors' `num_layers`; two reduction cells come on top
-        width=20,  # Channels of the first cells, the authors' `out_filters`, doubled at reductions
+        width=20,  # Channels of the first cells (`out_filters`); they double at each reduction
         dropout=.1, # Before the linear layer
-        bn_eval='batch', # Batch norm's statistics outside training: `'batch'` or `'running'`
+        bn_eval='batch', # Batch norm's statistics outside training, see `batch_norm`
         stem_stride=1, # 2 halves the image at once, for small budgets
-        aux=False, # An auxiliary head, as in the script? Training then returns (logits, auxiliary)
+        aux=False, # With an auxiliary head? Training mode then returns (logits, auxiliary logits)
     ):
         def cell(halve, prev, cur, nf):
             at = cur[0]+halve,nf
@@ -283,7 +283,7 @@ class SharedMicroNet(_MicroBase):
 
     @property
     def arch(self):
-        "The architecture whose path runs; `ValueError` when one of another space is set."
+        "The architecture whose path runs; one of another space is a `ValueError`."
         return self._arch
     @arch.setter
     def arch(self, arch):
@@ -296,7 +296,7 @@ class SharedMicroNet(_MicroBase):
         self._paths = [cells[i in at] for i in range(self.n_layers+2)]
 
     def forward(self, x): # [n, `n_in`, h, w]
-        "Logits: [n, `n_out`], in training with an auxiliary head a pair of them."
+        "Logits: [n, `n_out`]; an auxiliary head in training makes it a pair of them."
         if self._arch is None:
             raise ValueError('no architecture is set: give the network one with `net.arch = arch`')
         return self.run_path(x, self._paths)
@@ -307,7 +307,7 @@ class FinalCell(nn.Module):
     def __init__(self,
         nodes, # Its `Node`s
         nis,   # Channels of the two inputs
-        nf,    # Channels of the cell; its output has them once for each loose end
+        nf,    # Channels of the cell; its output has this number for each loose end
         halve=False, # Is it a reduction cell?
         older_larger=False): # Is the older input twice as large as the other?
         super().__init__()
@@ -359,12 +359,12 @@ class MicroNet(_MicroBase):
 
     def drop_rate(self,
         i): # A cell, counted from 0
-        "Probability of drop-path in a cell now: none in evaluation."
+        "Probability of drop-path in a cell now; 0 in evaluation."
         return self.training*self.drop_path*self.step_ratio*(i+1)/(self.n_layers+2)
 
     def forward(self,
         x): # [n, `n_in`, h, w]
-        "Logits: [n, `n_out`], in training with an auxiliary head a pair of them."
+        "Logits: [n, `n_out`]; an auxiliary head in training makes it a pair of them."
         return self.run_path(x, [(self.drop_rate(i),) for i in range(len(self.cells))])
 
 # %% ../nbs/09_micro.ipynb #0000003d
@@ -382,7 +382,7 @@ def sizes(self:MicroSpace,
 def shared_net(self:MicroSpace,
                n_in,  # Channels of the images
                n_out, # Classes
-               **sizes): # Of `SharedMicroNet`
+               **sizes): # Arguments of `SharedMicroNet`
     "The network with the shared weights ω of all architectures: a `SharedMicroNet`."
     return SharedMicroNet(self, n_in, n_out, **sizes)
 
@@ -391,6 +391,6 @@ def final_net(self:MicroSpace,
               arch,  # The architecture
               n_in,  # Channels of the images
               n_out, # Classes
-              **sizes): # Of `MicroNet`
+              **sizes): # Arguments of `MicroNet`
     "The network of one architecture: a `MicroNet`."
     return MicroNet(arch, n_in, n_out, **sizes)

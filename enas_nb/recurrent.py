@@ -31,7 +31,7 @@ class RecurrentSpace(SearchSpace):
     ops: tuple = (Op('tanh', torch.tanh, color='#0072b2'), # Any of these by name, or your own
                   Op('relu', torch.relu, color='#d55e00'), Op('identity', noop, color='#5b6472'),
                   Op('sigmoid', torch.sigmoid, color='#009e73'))
-    tanh_first: bool = False # Does a fixed tanh node 0 come before the `n_nodes` nodes (`enas_lm`)?
+    tanh_first: bool = False # Is node 0 a fixed tanh, before the `n_nodes` nodes (`enas_lm`)?
     presets = dict(robust=robust['recurrent'], released=released['recurrent'],
                    paper=paper['recurrent'], enas_lm=enas_lm['recurrent'])
     rail, task = False, 'text'
@@ -79,9 +79,9 @@ def cell_loop(nodes, # `RNNode`s, of N nodes
               mask=None,   # Dropout of `h` and the nodes' inputs, [batch, H], the same at all times
               norms=None,  # Batch norms of the nodes' products
               norm=None,   # Batch norm of the output
-              part='search', # Whose functions run, those of the shared or of the 'final' network?
+              part='search', # Which function of an op runs: its 'search' or its 'final' one?
              ):
-    "The cell, one word after the other: the outputs of all times, [time, batch, H]."
+    "Run the cell, one word after the other. Returns the outputs of all times, [time, batch, H]."
     outs = []
     for xt in x:
         states = []
@@ -102,30 +102,30 @@ layouts = ('paper', 'released', 'enas_lm')
 _later = "RecurrentSpace(8, ops=('tanh', 'relu', 'sigmoid', 'identity'), tanh_first=True)"
 
 def _dropout(p):
-    "fastai's dropout of the same features in a window; fastai is imported where it is used."
+    "fastai's dropout of the same features at all times; fastai is imported only here."
     if not p: return nn.Identity()
     from fastai.text.models.awdlstm import RNNDropout
     return RNNDropout(p)
 
 def _mask(x, shape, p):
-    "fastai's mask for `x`."
+    "fastai's dropout mask for `x`."
     from fastai.text.models.awdlstm import dropout_mask
     return dropout_mask(x, shape, p)
 
 def _check(layout, space, **dropouts):
-    "Refuse sizes that no network has."
+    "Refuse arguments that no network can have."
     if layout not in layouts:
         raise ValueError(f"layout is {layout!r}, allowed are {', '.join(map(repr, layouts))}")
     if layout=='enas_lm' and not space.tanh_first:
         raise ValueError("layout 'enas_lm' leaves the first node out of the average, "
-                         f'so it must be one that is not searched: use {_later}')
+                         f'so this node must be a fixed one: use {_later}')
     for name,p in dropouts.items():
         if not 0<=p<1: raise ValueError(f'{name} is {p}, allowed is 0 or more and less than 1')
 
 # %% ../nbs/10_recurrent.ipynb #5d0b7e41
 class _LM(nn.Module):
-    "What search and final network have in common; `path()` says what runs."
-    carry, part = False, 'search' # of each row of an op: does `search` or `final` run?
+    "What the shared and the final network have in common; `path()` says what runs."
+    carry, part = False, 'search' # which function of an op runs: its `search` or its `final`?
     def __init__(self, space, n_vocab, width, n_emb, layout, init,
                  embed_p, input_p, hidden_p, weight_p, output_p):
         super().__init__()
@@ -133,7 +133,7 @@ class _LM(nn.Module):
                weight_p=weight_p, output_p=output_p)
         self.width, self.n_emb, self.layout, self.init = width, n_emb or width, layout, init
         self.embed_p, self.hidden_p, self.weight_p = embed_p, hidden_p, weight_p
-        words = torch.empty(n_vocab, self.n_emb) # to be counted only? Then torch need not fill it
+        words = torch.empty(n_vocab, self.n_emb) # on the meta device, torch has nothing to fill
         self.encoder = nn.Embedding(n_vocab, self.n_emb, _weight=words if words.is_meta else None)
         self.proj = None if self.n_emb==width else nn.Linear(width, self.n_emb, bias=False)
         self.input_dp, self.output_dp = _dropout(input_p), _dropout(output_p)
@@ -154,7 +154,7 @@ class _LM(nn.Module):
 # %% ../nbs/10_recurrent.ipynb #00000012
 @patch
 def memory(self:_LM, bs, like):
-    "The memory to start from: zeros if none has so many rows, or another architecture made it."
+    "The memory to start from: the kept one, or zeros if its rows or its architecture differ."
     made_by,h = self.hidden or (None, None)
     stale = made_by!=self.arch and not (self.training and self.carry)
     if h is None or stale or len(h)!=bs or h.device!=like.device:
@@ -163,12 +163,12 @@ def memory(self:_LM, bs, like):
 
 @patch
 def fused(self:_LM, nodes):
-    "Can the fused cell run: no batch norm, and no function but its own?"
+    "Can the fused cell run? Only without batch norm, and with functions that it knows."
     return not self.norm and all(fused_ops.get(o.op) is getattr(o.op, self.part) for o in nodes)
 
 @patch
 def forward(self:_LM, x): # Word numbers [batch, time]
-    "Logits [batch, time, words], output [batch, time, embedding], and this after dropout."
+    "Logits [batch, time, words], output [batch, time, embedding], and output after dropout."
     nodes, (word,*ws) = self.path()
     emb = self.encoder.weight
     if self.training and self.embed_p: emb = emb*_mask(emb, (len(emb), 1), self.embed_p)
@@ -195,7 +195,7 @@ class RecurrentLM(_LM):
         n_vocab=10_000,# Words
         width=748,     # H: length of the memory
         n_emb=None,    # Length of a word's vector; `width` by default
-        layout='released', # 'enas_lm' averages all nodes but the first, others the loose ends
+        layout='released', # 'enas_lm' averages all nodes but the first, others average loose ends
         init=.04,      # Weights start uniform in ±`init`
         embed_p=0.,  # Probability to drop a word from the embedding
         input_p=0.,  # to drop a feature of the cell's input
@@ -222,8 +222,8 @@ class SharedRecurrentLM(_LM):
         n_emb=None,    # Length of a word's vector; `width` by default
         layout='released', # 'paper': a matrix per pair of nodes; others: per pair and function
         bn=None,       # 'all' (products and output, epsilon 1), 'output', or None
-        bn_eval='batch', # Statistics outside training: 'batch', its own at each time, or 'running'
-        carry=True,    # Does the memory go on in training when the architecture has changed?
+        bn_eval='batch', # Statistics outside training: 'batch' (for each time step) or 'running'
+        carry=True,    # Does the memory go on in training when the architecture changes?
         init=.04,      # Weights start uniform in ±`init`
         embed_p=0.,  # Probability to drop a word from the embedding
         input_p=0.,  # to drop a feature of the cell's input
@@ -239,7 +239,7 @@ class SharedRecurrentLM(_LM):
 
     @property
     def arch(self):
-        "The architecture that runs; `ValueError` if it is set to one of another space."
+        "The architecture that runs; one of another space is a `ValueError`."
         return self._arch
     @arch.setter
     def arch(self, arch):
@@ -270,7 +270,7 @@ def _build(self:SharedRecurrentLM):
 
 @patch
 def path(self:SharedRecurrentLM):
-    "The nodes of the architecture that runs, and its matrices: the word's, then each node's."
+    "The nodes of the architecture that runs, and its matrices: for words, then for each node."
     if self._arch is None: raise ValueError('no architecture is set: assign one to `arch`')
     nodes = self._arch.nodes
     ws = [d[self.key('hidden' if o.prev<0 else o.prev, o.op)] for d,o in zip(self.ws, nodes)]
@@ -294,8 +294,8 @@ def _words(n_in, n_out):
 @patch
 def shared_net(self:RecurrentSpace,
                n_in,  # Words
-               n_out, # The same number
-               **sizes): # Of `SharedRecurrentLM`
+               n_out, # Words, the same number
+               **sizes): # Arguments of `SharedRecurrentLM`
     "The language model with the shared weights ω of all cells: a `SharedRecurrentLM`."
     return SharedRecurrentLM(self, _words(n_in, n_out), **sizes)
 
@@ -303,7 +303,7 @@ def shared_net(self:RecurrentSpace,
 def final_net(self:RecurrentSpace,
               arch,  # The architecture
               n_in,  # Words
-              n_out, # The same number
-              **sizes): # Of `RecurrentLM`
+              n_out, # Words, the same number
+              **sizes): # Arguments of `RecurrentLM`
     "The language model of one cell: a `RecurrentLM`."
     return RecurrentLM(arch, _words(n_in, n_out), **sizes)

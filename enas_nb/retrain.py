@@ -32,18 +32,18 @@ class StepRatio(Callback):
 def arch_learner(
     dls, # Any fastai image or language-model `DataLoaders`
     arch:Arch, # The architecture
-    preset=None, # A `Preset`, or the name of one of the space's; its default by default
-    cutout=None, # CutOut's square in training, its side in pixels, 0: none; by default the preset's
-    metrics=None, # Of the validation row; the task's by default: accuracy, or `Perplexity()`
-    loss_func=None, # That of `dls`, or cross entropy
+    preset=None, # A `Preset`, or the name of one; the space's default if None
+    cutout=None, # Side of CutOut's square in pixels, 0: no CutOut; the preset's by default
+    metrics=None, # Metrics of the row; the task's by default: accuracy, or `Perplexity()`
+    loss_func=None, # The loss; that of `dls`, or cross entropy, by default
     n_out=None, # Classes, or words; those of `dls` by default
     cbs=None, # More callbacks
-    **kwargs, # Of its network (`width`, `n_layers`, `dropout`, `skip`, `sep`, ...) and of `Learner`
+    **kwargs, # Arguments of the network (`width`, `dropout`, `skip`, `sep`, ...) and of `Learner`
 )->Learner:
     "A fastai `Learner` that trains one architecture's final network from scratch (paper, 3.2)."
     if not isinstance(arch, Arch):
-        raise TypeError(f'arch is a {type(arch).__name__}, an `Arch` is needed, '
-                        'as `space.parse(text)` or `learn.derive()` gives it')
+        raise TypeError(f'arch is a {type(arch).__name__}, but an `Arch` is needed: '
+                        '`space.parse(text)` or `learn.derive()` gives one')
     task, space = find_task(dls), arch.space
     part, (learner, sizes) = pick_preset(preset, space, task.name).final, split_kwargs(kwargs)
     net = build_net(space.final_net, arch, task.n_in, n_out or task.n_out,

@@ -1,4 +1,4 @@
-"""A run owns its folder from the first second. What is done is kept there, and any process can go on with the rest.
+"""A run owns its folder from the first second. Results are kept there, and any process can go on with the rest.
 
 Docs: https://enas-nb.github.io/enas_nb/appendix/run.html.md"""
 
@@ -18,15 +18,15 @@ from filelock import FileLock, Timeout
 
 # %% ../nbs/appendix/run.ipynb #03d870d1
 def _read(path):
-    "The JSON object in a file; None if there is none, or another thing."
+    "The JSON object in a file; None if there is no file, or something else in it."
     try: res = json.loads(path.read_text())
     except (OSError, ValueError): return None
     return res if isinstance(res, dict) else None
 
 class Run:
-    "The folder of a run: what was asked for, and which of its tasks are done."
+    "The folder of a run: what the run was asked to do, and which tasks are done."
     def __init__(self,
-        path, # A folder that `new_run` made; `ValueError` for another
+        path, # A folder of `new_run`; `ValueError` for others
     ):
         self.path, self.tasks = Path(path), Path(path)/'tasks'
         self.asked = _read(self.path/'run.json')
@@ -35,19 +35,19 @@ class Run:
                              'run.json is missing or damaged, or there is no folder `tasks`')
 
     def done(self,
-        name): # Of a task
-        "Are the numbers of a task there?"
+        name): # Name of a task
+        "Is the task done, so that its numbers are there?"
         return _read(self.tasks/f'{name}.json') is not None
 
     def result(self,
-        name): # Of a task that is done
+        name): # Name of a task that is done
         "The numbers of a task."
         return json.loads((self.tasks/f'{name}.json').read_text())
 
     def write(self,
-        name,  # Of a file in the folder
+        name,  # Name of a file in the folder
         data): # Text or bytes
-        "Write a file that is there as a whole or not at all."
+        "Write a file, completely or not at all."
         if not (self.path/'run.json').is_file(): raise FileNotFoundError(f'{self.path} is gone')
         with atomic_save(self.path/name, **(dict(mode='w', encoding='utf-8')
                                             if isinstance(data, str) else {})) as f:
@@ -56,11 +56,11 @@ class Run:
 
 # %% ../nbs/appendix/run.ipynb #93707617
 def _missing(path):
-    "Which folders there are not, the innermost first."
+    "The folders of a path that do not exist, the innermost first."
     return [o for o in (path, *path.parents) if not o.exists()]
 
 def new_run(path,  # A new or empty folder; `ValueError` for others, `OSError` if it is not writable
-            asked, # JSON-able: what a process needs to know to go on
+            asked, # What a process must know to continue; it must fit into JSON
            )->Run:
     "Make the folder of a run."
     path = Path(path)
@@ -72,8 +72,8 @@ def new_run(path,  # A new or empty folder; `ValueError` for others, `OSError` i
         raise ValueError(f'{path} holds a run already: go on with it '
                          f'(--resume {quote(str(path))}), or choose another folder')
     if [o.name for o in path.iterdir()]==['tasks'] and not any((path/'tasks').iterdir()):
-        raise ValueError(f'{path} was taken by a run that is just beginning, '
-                         'or that was killed in its first moment: then delete it')
+        raise ValueError(f'{path} was taken by a run that is just starting, or was killed then. '
+                         'In that case delete it')
     if other := sorted(o.name for o in path.iterdir() if o.name!='lost+found'):
         raise ValueError(f"{path} holds {', '.join(other[:3])}: choose a new or an empty folder")
     try: (path/'tasks').mkdir() # only one process can
@@ -88,10 +88,10 @@ def new_run(path,  # A new or empty folder; `ValueError` for others, `OSError` i
     return run
 
 # %% ../nbs/appendix/run.ipynb #5475ae94
-def next_run(path,  # The first choice; with a number behind it where that is taken
-             asked, # As `new_run` has it
+def next_run(path,  # The first choice; if it is taken, a number is added
+             asked, # As in `new_run`
             )->Run:
-    "Make a new folder of a run, whatever its name."
+    "Make the folder of a run, with the first free name."
     for i in count(1):
         choice = Path(path if i==1 else f'{path}-{i}')
         made = _missing(choice)
@@ -103,14 +103,14 @@ def next_run(path,  # The first choice; with a number behind it where that is ta
         return run
 
 def _held(lock):
-    "Has another process this lock?"
+    "Does another process have this lock?"
     try:
         with FileLock(lock, blocking=False): return False
     except Timeout: return True
 
 @patch
 def drop(self:Run):
-    "Take back what `new_run` made, if nothing has been kept in it: was it?"
+    "Remove what `new_run` made, if nothing was done. Returns whether it did."
     files = [o for o in self.tasks.rglob('*') if o.is_file()]
     if any(o.name!='begun.json' and o.suffix!='.lock' for o in files): return False
     if any(_held(o) for o in files if o.suffix=='.lock'): return False # somebody works here
@@ -123,17 +123,17 @@ def drop(self:Run):
 # %% ../nbs/appendix/run.ipynb #abd06261
 @patch
 def finish(self:Run,
-           name,    # Of a task
-           result): # JSON-able
-    "Keep the result of a task; its checkpoints have served."
+           name,    # Name of a task
+           result): # Its result, which must fit into JSON
+    "Write the result of a task, and delete its checkpoints."
     self.write(f'tasks/{name}.json', json.dumps(result, indent=1)+'\n')
     shutil.rmtree(self.tasks/name, ignore_errors=True)
 
 @patch
 def take(self:Run,
-         name, # Of a task
+         name, # Name of a task
          do):  # A function of a folder that returns the result
-    "Do a task, if no other process has it and it is not done: was it?"
+    "Do a task, unless it is done. False if another process has it."
     try:
         with FileLock(self.tasks/f'{name}.lock', blocking=False):
             if not self.done(name): self.finish(name, do(self.tasks/name))
@@ -142,10 +142,10 @@ def take(self:Run,
 
 @patch
 def work(self:Run,
-         plan,      # Returns a dict: name -> task, a function of a folder that returns what is kept
-         log=print, # Gets a line
-         nap=1.):   # Seconds between two looks at what others do
-    "Carry out all tasks that `plan()` has, beside other processes, until they are done."
+         plan,      # Function that returns the tasks as a dict: name -> function of a folder
+         log=print, # Function that gets a line of text while this process waits
+         nap=1.):   # Seconds of a wait
+    "Carry out all tasks of `plan()`, beside other processes, until all are done."
     said = None
     while todo := {k: do for k,do in plan().items() if not self.done(k)}:
         done = sorted(o.stem for o in self.tasks.glob('*.json'))
@@ -159,7 +159,7 @@ def work(self:Run,
 # %% ../nbs/appendix/run.ipynb #38a3e771
 @patch
 def tidy(self:Run):
-    """Remove locks, `progress.md`, and what processes left that were killed while they wrote.
-    It is for a run whose tasks are all done."""
+    """Remove locks, `progress.md`, and unfinished files of killed processes.
+    Call it when all tasks of the run are done."""
     left = (*self.path.glob('tmp*tmp'), *self.tasks.glob('tmp*tmp'), self.path/'progress.md')
     for o in (*self.tasks.glob('*.lock'), *left): o.unlink(missing_ok=True)

@@ -37,8 +37,8 @@ from .train import FiniteClip, OwnEvents, clock, l2_decay, optimizer, preset_cbs
 # %% ../nbs/12_search.ipynb #0000000d
 @contextmanager
 def evaluates(net): # A network
-    """A network's evaluation mode.
-    One that is in it already is left alone, for the walk through its modules takes long."""
+    """Within this context the network is in evaluation mode.
+    Does nothing if it is so already: the walk through its modules takes long."""
     training = net.training
     if training: net.eval()
     try: yield
@@ -46,18 +46,18 @@ def evaluates(net): # A network
         if training: net.train()
 
 @torch.no_grad()
-def score_batch(net,   # A shared network; `remember` computes what architectures begin with once
+def score_batch(net,   # A shared network; with `remember`, common starts of paths are run once
                 archs, # `Arch`s
-                batch, # (x, y), or more of each, on the network's device
-                metric=accuracy, # Function of (predictions, targets): a scalar, the more the better
+                batch, # (x, y), or several x and y, on the network's device
+                metric=accuracy, # Function of (predictions, targets): a number, more is better
                 autocast=None, # A context manager for mixed precision, if any
                ):
-    "What `metric` says of each architecture on a common batch: a tensor [n] on its device."
+    "The `metric` of each architecture on a common batch: a tensor [n] on the batch's device."
     *xs,y = (o.as_subclass(torch.Tensor) for o in batch) # fastai's types would slow every op down
     was, hidden, res = net.arch, getattr(net, 'hidden', None), {}
     try:
         with evaluates(net), getattr(net, 'remember', nullcontext)():
-            # so that those that begin alike meet
+            # paths that begin alike come one after another
             for arch in sorted(set(archs), key=lambda o: o.code):
                 net.arch = arch
                 if hasattr(net, 'reset'): net.reset()
@@ -80,7 +80,7 @@ class Supernet(nn.Module):
 
     @property
     def arch(self):
-        "The architecture outside `fit`, as `derive` sets it; None: samples of the policy."
+        "The architecture outside `fit`; `derive` sets it. None: samples of the policy."
         return self._arch
     @arch.setter
     def arch(self, arch):
@@ -115,14 +115,14 @@ class SearchCallback(Callback):
     def __init__(self,
         preset:Preset, # Numbers of θ
         reward_dl:MemoryDL, # Images, or windows of a text, that rewards are measured on
-        reward=accuracy, # Function of (predictions, targets): the more the better
-        seed=0, # Of the paths, of θ's samples and of its batches
+        reward=accuracy, # Function of (predictions, targets): a number, more is better
+        seed=0, # Seed of the paths, of θ's samples and of its batches
     ):
         self.preset, self.reward_dl, self.reward, self.seed = preset, reward_dl, reward, seed
         self.trained, self.theta_seconds, self.reinforce, self.stats = 0, 0., None, {}
-        self.earlier = [] # ω at the ends of the epochs before, the oldest first
-        self.saw = self.first = None # what has moved in this fit: ω, then θ; θ's first entropy
-        self.mark = None # what tells the θ that was trained from another one
+        self.earlier = [] # ω at the end of earlier epochs, the oldest first
+        self.saw = self.first = None # what moved last in this fit, 'ω' or 'θ'; θ's first entropy
+        self.mark = None # the sum of θ's weights after training: does θ still have it?
 
     def before_fit(self):
         self.reinforce = self.reinforce or Reinforce(self.model.controller, self.preset.controller)
@@ -131,26 +131,26 @@ class SearchCallback(Callback):
         if self.repeat.looking: return
         self.saw = 'ω'
         if self.trained: self._keep(_copy(self.model.net))
-    def _keep(self, *omega): # no more than the preset says
+    def _keep(self, *omega): # at most as many as the preset says
         n = self.preset.search.n_omega-1
         self.earlier = [*self.earlier, *omega][-n:] if n else []
     def after_train(self):
         if not self.repeat.looking and self.moves: self.saw = 'θ'; self.train_theta()
     def after_epoch(self): self.trained += self.child.in_epoch and not self.repeat.looking
 
-    def __getstate__(self): return {**self.__dict__, 'reward_dl': None} # no data in an export
+    def __getstate__(self): return {**self.__dict__, 'reward_dl': None} # an export has no data
 
 # %% ../nbs/12_search.ipynb #f8c2fc1a
 @patch
 def generator(self:SearchCallback,
-              role, # What the numbers are for
-              *steps): # Which of them
+              role, # What the random numbers are for
+              *steps): # More numbers that the seed depends on, like a step
     "A random generator on θ's device."
     return rng(self.seed, role, self.trained, *steps, device=self.model.controller.device)
 
 @patch
 def paths(self:SearchCallback,
-          role, # What they are for: equal roles in equal epochs give equal architectures
+          role, # What they are for; the same role in the same epoch gives the same ones
           n, # How many
          )->list:
     "`n` architectures of the policy."
@@ -161,7 +161,7 @@ def paths(self:SearchCallback,
 def value(self:SearchCallback,
           name, # `'reward'`, `'entropy'` or `'baseline'`
          ):
-    "The last mean of θ's steps; nan before the first."
+    "The mean over θ's last turn; nan before its first one."
     return self.stats.get(name, float('nan'))
 
 @patch(as_prop=True)
@@ -181,7 +181,7 @@ def whole(self:SearchCallback):
     return self.preset.controller.warmup is None
 
 # %% ../nbs/12_search.ipynb #6e0a11f8
-def _warn(text): # by the library's name: the line of a file would tell nobody anything
+def _warn(text): # with the name of the library: a line number would help nobody
     warnings.warn_explicit(text, UserWarning, 'enas_nb.search', 1)
 
 @patch
@@ -197,27 +197,27 @@ def after_fit(self:SearchCallback):
 
 @patch
 def entropy(self:SearchCallback):
-    "The policy's entropy as it is, in nats: the mean over 200 samples."
+    "The policy's entropy now, in nats: the mean over 200 samples."
     with torch.no_grad():
         return self.model.controller.sample(200, self.generator('entropy')).entropy.mean().item()
 
 @patch
 def share(self:SearchCallback,
-          part): # Of this epoch's steps that are done, 0 to 1
-    "How much of θ's turns in this fit is over, 0 to 1."
+          part): # Share of this epoch's steps that are done, 0 to 1
+    "The share of θ's turns in this fit that is over, 0 to 1."
     first = max(0, self.epoch-(self.trained-self.preset.controller.warmup)) # θ's first epoch
     return (self.epoch-first+part)/(self.n_epoch-first)
 
 @patch
 def try_reward(self:SearchCallback):
-    "Ask for one reward before anything is trained: a wrong function is found out now."
+    "Compute one reward before any training, so that a wrong function is refused early."
     batch = random_batch(self.reward_dl, min(8, len(self.reward_dl.dataset)), rng(0, 'try'))
     net = self.model.to(self.dls.device).net
     try: said = score_batch(net, self.paths('try', 1), batch, self.reward, self._autocast())
     except (TypeError, ValueError, AttributeError, RuntimeError, AssertionError) as e:
         raise ValueError(f'the reward cannot be computed of (predictions, targets): {e}') from e
     if said.shape!=(1,): raise ValueError('a reward is one number for a batch, '
-                                          f'this one has the shape {tuple(said.shape[1:])}')
+                                          f'but this one has the shape {tuple(said.shape[1:])}')
 
 # %% ../nbs/12_search.ipynb #6e0a11f2
 @patch
@@ -233,8 +233,8 @@ def omega_paths(self:SearchCallback,
 @patch
 @contextmanager
 def at_omega(self:SearchCallback,
-             i): # Which of the kept ω, modulo their number; -1 is the last
-    "The network with an ω of an earlier epoch; afterwards the last one is back."
+             i): # Number of a kept ω, modulo how many there are; -1 is the last
+    "Within this context the network has an ω of an earlier epoch. Then its last one is back."
     i = i%(len(self.earlier)+1)
     if i==len(self.earlier): yield; return
     last = _copy(self.model.net)
@@ -244,18 +244,18 @@ def at_omega(self:SearchCallback,
 
 @patch(as_prop=True)
 def most(self:SearchCallback):
-    "The policy's entropy before it first moved, in nats; without a fixed bias, the most there is."
+    "The policy's entropy before it first moved, in nats; often the largest possible one."
     return self.first or math.log(self.model.controller.space.size)
 
 @patch(as_prop=True)
 def undecided(self:SearchCallback):
-    "Has θ moved, and is its entropy still above 95% of the most?"
+    "Has θ moved, but its entropy is still above 95% of `most`?"
     return self.stats.get('entropy', 0.) > .95*self.most
 
 # %% ../nbs/12_search.ipynb #9fcbc64f
 @patch
 def train_theta(self:SearchCallback):
-    "The epoch's steps of θ, with a progress bar; keeps their mean reward and entropy."
+    "Take the epoch's steps of θ, with a progress bar, and keep their mean reward and entropy."
     part, theta, start = self.preset.search, self.preset.controller, clock(self.dls.device)
     size = min(part.reward_bs or part.bs, len(self.reward_dl.dataset))
     net, space, stats = self.model.net, self.model.controller.space, []
@@ -271,14 +271,14 @@ def train_theta(self:SearchCallback):
             with self.at_omega(i):
                 stats.append(self.reinforce.step(score, self.generator('theta', i), done))
             self._tell(i, n)
-    if self.whole: stats = stats[-n//10:] # the mean of the last ones
+    if self.whole: stats = stats[-n//10:] # only the last tenth counts
     if stats: self.stats = {k: torch.stack([o[k] for o in stats]).mean().item() for k in stats[0]}
     self.stats['baseline'], self.mark = float(self.reinforce.baseline.value), self.theta
     self.theta_seconds += clock(self.dls.device)-start
 
 @patch
 def _tell(self:SearchCallback, i, n):
-    "Callbacks with an `after_theta` learn that step `i` of `n` is done."
+    "Tell callbacks with an `after_theta` that step `i` of `n` is done."
     for o in self.learn.cbs:
         if hasattr(type(o), 'after_theta'): o.after_theta(i, n)
 
@@ -306,13 +306,13 @@ class ChildCallback(OwnEvents):
     def before_batch(self):
         if self.queue: self.model.path = self.queue[self.iter]
     def after_step(self):
-        for p in with_grad(self.opt): p.grad = None # another path shall not find them
+        for p in with_grad(self.opt): p.grad = None # the next path must not find them
     def after_batch(self): self.model.path = None
     def after_epoch(self): self.in_epoch, self.model.path = False, None
     def after_fit(self): self.in_epoch, self.model.path = False, None
 
 def _check_batch(dl, model):
-    "Refuse a single image where no architecture is derived, or batch norm needs others."
+    "Refuse a single image if no architecture is derived, or if batch norm needs a whole batch."
     if getattr(dl, 'n', None)!=1: return
     if model.arch is None:
         raise ValueError('which architecture shall predict? `learn.derive()` finds one and '
@@ -325,7 +325,7 @@ def _check_batch(dl, model):
 
 # %% ../nbs/12_search.ipynb #b101be8d
 class RepeatCallback(Callback):
-    "What makes a search repeatable: the epoch's data order, and no trace of `lr_find`."
+    "Makes a search repeatable: it sets the epoch's data order, and `lr_find` leaves no trace."
     looking = None # puts the random states back when `lr_find` is over
     def before_fit(self):
         self.looking = keep_random(self.dls) if hasattr(self.learn, 'lr_finder') else None
@@ -338,7 +338,7 @@ class RepeatCallback(Callback):
     def __getstate__(self): return {k: v for k,v in self.__dict__.items() if k!='looking'}
 
 def _riders(dl, n=256):
-    "Training images, not augmented, whose statistics a recalibrated network evaluates with."
+    "Training images, not augmented. A recalibrated network evaluates with their statistics."
     n, generator = min(n, len(dl.dataset)), rng(0, 'calibration')
     if isinstance(dl, MemoryDL): return random_batch(dl, n, generator)[0].as_subclass(Tensor)
     idxs = torch.randperm(len(dl.dataset), generator=generator)[:n].tolist()
@@ -348,10 +348,10 @@ def _riders(dl, n=256):
 
 # %% ../nbs/12_search.ipynb #b7f99e2d
 def pick_preset(preset, # A `Preset`, the name of one of the space's, or None for its default
-                space, # The space that it is for; one without presets gets `robust`
+                space, # The space to search; one without presets gets `robust`
                 task='images', # Name of the task: `'images'` or `'text'`
                )->Preset:
-    "The preset that is meant; `ValueError` for an unknown name, or a preset of another task."
+    "The preset to use; `ValueError` for an unknown name, or a preset of another task."
     named = space.presets or {robust[task].name: robust[task]}
     if preset is None: preset = next(iter(named.values()))
     if isinstance(preset, str): preset = named.get(preset, preset)
@@ -363,7 +363,7 @@ def pick_preset(preset, # A `Preset`, the name of one of the space's, or None fo
     return preset
 
 def _reward(reward, task, part):
-    "The function that is meant: a name, a function, or None for the preset's."
+    "The reward function; `reward` is a name, a function, or None for the preset's."
     if reward is None: return task.reward(part)
     if isinstance(reward, str): reward = task.scores.get(reward, reward)
     if not callable(reward):
@@ -373,19 +373,19 @@ def _reward(reward, task, part):
 
 # %% ../nbs/12_search.ipynb #5606f9ed
 def split_kwargs(kwargs): # Of a factory
-    "Keyword arguments that `Learner` takes, and the others, for the network."
+    "Two dicts: the arguments that `Learner` takes, and all others, for the network."
     known = inspect.signature(Learner.__init__).parameters
     return ({k:v for k,v in kwargs.items() if k in known},
             {k:v for k,v in kwargs.items() if k not in known})
 
 def build_net(make, # `space.shared_net` or `space.final_net`
-              *args, # Its arguments, the last two are channels and classes, or words twice
-              **sizes): # The same
-    """`make(*args, **sizes)`.
-    An argument that the network does not have is one clear line, and so is an unknown number of
-    classes."""
+              *args, # Its arguments; the last two are channels and classes, or words twice
+              **sizes): # Its keyword arguments
+    """The network `make(*args, **sizes)`.
+    `TypeError` for an argument that the network does not have, `ValueError` for an unknown number
+    of classes."""
     if not args[-1]:
-        raise ValueError('the number of classes cannot be told from `dls`, pass `n_out`')
+        raise ValueError('`dls` does not say the number of classes: pass `n_out`')
     try: return make(*args, **sizes)
     except TypeError as e:
         if 'unexpected keyword argument' not in str(e): raise
@@ -393,9 +393,9 @@ def build_net(make, # `space.shared_net` or `space.final_net`
                         f'{str(e).split()[-1]}') from None
 
 def learner_args(part, # The search or final part of a preset
-                 task, # Of the data
-                 loss_func=None): # The caller's, if there is one
-    "What a preset says to a `Learner`."
+                 task, # The task of the data
+                 loss_func=None): # The caller's loss, if there is one
+    "The arguments that a preset gives to a `Learner`."
     return dict(loss_func=loss_func or task.loss(), opt_func=optimizer(part), lr=part.peak_lr,
                 wd=l2_decay(part.l2))
 
@@ -403,13 +403,13 @@ def learner_args(part, # The search or final part of a preset
 def search_learner(
     dls, # Image or language-model `DataLoaders`; `valid` is split into `reward` and `select`
     space:SearchSpace, # The space to search
-    net=None, # A shared network of your own, with an `arch` to set; `space.shared_net(...)` if None
-    preset=None, # A `Preset`, or the name of one of the space's; its default by default
+    net=None, # A shared network of your own, with an `arch` to set; default `space.shared_net(...)`
+    preset=None, # A `Preset`, or the name of one; the space's default if None
     reward=None, # `'accuracy'`, `'loss'`, or a function of (predictions, targets); the preset's
-    seed=0, # Of the split, the paths, θ's samples; torch's own for first weights and dropout
+    seed=0, # Seed of split, paths and θ's samples; first weights and dropout use torch's
     warmup=None, # Epochs of ω before θ moves; the preset's by default
-    metrics=None, # Of the validation row, over the policy's architectures; the task's by default
-    loss_func=None, # That of `dls`, or cross entropy
+    metrics=None, # Metrics of the row, over the policy's architectures; the task's by default
+    loss_func=None, # The loss; that of `dls`, or cross entropy, by default
     n_out=None, # Classes, or words; those of `dls` by default
     cbs=None, # More callbacks
     **kwargs, # Sizes of the network (`width`, `n_layers`, ...) and arguments of `Learner`
@@ -442,14 +442,14 @@ def search_learner(
 
 # %% ../nbs/12_search.ipynb #6e0a11e1
 def _pieces(metric, size=50):
-    "A metric of predictions, as one of every `size` items of them: [n/size]."
+    "A metric that gives one number for every `size` predictions: [n/size]."
     def each(pred, targ): return torch.stack([metric(p, t) for p,t in
                                               zip(pred.split(size), targ.split(size))])
     return each
 
 @patch
 def _metric(self:Learner, metric):
-    "The function that is meant, and whether it is a mean over images."
+    "The function for `metric`, and whether it is a mean over images."
     named = (TextTask if self.part.task=='text' else ImageTask).scores
     if metric is None: metric = self.search.reward
     if isinstance(metric, str):
@@ -461,7 +461,7 @@ def _metric(self:Learner, metric):
 
 @patch
 def _scores(self:Learner, archs, metric, batches):
-    "What pieces of data say of each architecture by each kept ω, [ω, n, pieces]; their sizes."
+    "Scores by each kept ω of each architecture on each piece of data, [ω, n, pieces]; and sizes."
     cb, (metric, mean) = self.search, self._metric(metric)
     if mean: metric = _pieces(metric)
     self.model.to(self.dls.device)
@@ -482,19 +482,19 @@ def _scores(self:Learner, archs, metric, batches):
 @patch
 def score_archs(self:Learner,
                 archs, # `Arch`s of the space of this search
-                dl=None, # Images to score on; the `select` half of the validation set by default
-                metric=None, # `'accuracy'`, `'loss'`, or a function as `reward`; the search's own
+                dl=None, # Data to score on; the `select` half of the validation set by default
+                metric=None, # `'accuracy'`, `'loss'`, or a function like `reward`; default `reward`
                 bs=None, # Items of a batch; the preset's `reward_bs`, or those of `dl`
                ):
     """Each architecture's score with the shared weights, the mean over `dl`: a tensor [n].
 
-    The more the better: of a loss it is minus the loss."""
+    More is better. The score by `'loss'` is minus the loss."""
     scores, sizes = self._scores(archs, metric, self._score_dl(dl, bs))
     return scores.mean(0)@sizes/sizes.sum()
 
 @patch
 def _score_dl(self:Learner, dl=None, bs=None):
-    "Where architectures are scored, in batches of the right size; images in random order."
+    "The data for scores, in batches of the right size; images in random order."
     bs = bs or self.part.reward_bs
     if dl is None: dl = self.dls.valid
     elif isinstance(dl, MemoryDL) and self.part.task=='images': # else a batch might be of one class
@@ -504,13 +504,13 @@ def _score_dl(self:Learner, dl=None, bs=None):
 
 @patch
 def agreement(self:Learner,
-              n=20, # How many random architectures
+              n=20, # Number of random architectures
              ):
-    "Do the kept ω rank alike? Kendall's τ of two rankings, the mean over all pairs; 1 if so."
+    "Do the kept ω rank alike? The mean of Kendall's τ over all pairs of ω; 1 is the same order."
     space = self.model.controller.space
     _int(n, 'n', 2)
     if not self.search.earlier:
-        raise ValueError('one ω alone agrees with itself: n_omega of the preset is '
+        raise ValueError('agreement needs two ω: n_omega of the preset is '
                          f'{self.search.preset.search.n_omega}, epochs trained are '
                          f'{self.search.trained}, both must be 2 or more')
     archs = space.archs(space.random(n, seed=self.search.seed))
@@ -520,12 +520,12 @@ def agreement(self:Learner,
 
 # %% ../nbs/12_search.ipynb #6e0a11e2
 def _merit(scores, terms):
-    "What is compared: scores [..., n], or their ranks and a term for size. No number is the worst."
+    "What is compared: scores [..., n], or their ranks plus `terms`. A score of nan is the worst."
     if terms is not None: return ranks(scores) + terms
     return torch.where(scores.isfinite(), scores, -math.inf)
 
 def _how_sure(i, scores, sizes, terms, generator, n=1000):
-    "In which share of resampled pieces does architecture `i` win? (bootstrap)"
+    "The share of resampled sets of pieces in which architecture `i` wins (bootstrap)."
     k = len(sizes)
     if k<2: return float('nan')
     draws = torch.randint(k, (n, k), generator=generator, device=sizes.device)
@@ -533,12 +533,12 @@ def _how_sure(i, scores, sizes, terms, generator, n=1000):
         1, draws, torch.ones(n, k, device=sizes.device))
     means = weights@scores.T/weights.sum(1, keepdim=True) # [n, architectures]
     merit = _merit(means, terms)
-    best  = merit==merit.amax(1, keepdim=True) # equal ones share a draw
+    best  = merit==merit.amax(1, keepdim=True) # equal scores share a draw
     return (best[:,i]/best.sum(1)).mean().item()
 
 @patch
 def _size_terms(self:Learner, archs, size):
-    "The ranks of their final networks by parameters, from 0 to `size`; None without a weight."
+    "`size` times the rank, 0 to 1, of each final network by parameters; None if `size` is 0."
     if not (isinstance(size, (int, float)) and math.isfinite(size)):
         raise ValueError(f'size is {size!r}, allowed is a number, 0 for none')
     if not size: return None
@@ -549,9 +549,9 @@ def _size_terms(self:Learner, archs, size):
 @patch
 def glance(self:Learner,
            archs, # `Arch`s of the space of this search
-           dl=None, # Images of which one batch is taken; the `select` half by default
+           dl=None, # One batch of it is used; the `select` half by default
           ):
-    "Each architecture's score on one batch, always the same: a tensor [n]."
+    "Each architecture's score on one batch, the same batch at each call: a tensor [n]."
     dl = self._score_dl(dl)
     few = random_batch(dl, min(dl.bs, len(dl.dataset)), self.search.generator('few'))
     scores, sizes = self._scores(archs, None, [few])
@@ -559,22 +559,22 @@ def glance(self:Learner,
 
 # %% ../nbs/12_search.ipynb #6e0a11e3
 class Derived(Arch):
-    "The best of several architectures, and the `scores` of those that were compared with it."
+    "The best of several architectures, with the `scores` of all that were compared."
     def __init__(self, arch, scores, sure):
         super().__init__(arch.space, arch.code)
         object.__setattr__(self, 'scores', scores) # pairs (`Arch`, score), the best first
-        object.__setattr__(self, 'sure', sure) # in which share of resampled images does it win?
+        object.__setattr__(self, 'sure', sure) # share of resampled images on which it wins
 
 @patch
 def choose(self:Learner,
            archs, # `Arch`s; equal ones are scored once
-           finalists=20, # Of more than these, one batch chooses those that all data compare
-           size=0., # Weight of the rank by parameters; see the warning in its chapter
+           finalists=20, # If there are more, one batch chooses so many; all data compare these
+           size=0., # Weight of the rank by parameters; dangerous, see the text above
           )->Derived:
     "The best of several architectures by their scores."
     _int(finalists, 'finalists', 1)
     archs = list(dict.fromkeys(archs))
-    one = finalists==1<len(archs) # has nobody to be compared with
+    one = finalists==1<len(archs) # a single finalist has no rival
     if len(archs)>finalists:
         order = _merit(self.glance(archs), self._size_terms(archs, size)).argsort(descending=True)
         archs = [archs[i] for i in order[:finalists].tolist()]
@@ -591,9 +591,9 @@ def choose(self:Learner,
 # %% ../nbs/12_search.ipynb #28112624
 @patch
 def derive(self:Learner,
-           n=10, # How many architectures are sampled
-           finalists=20, # As `choose` has it
-           size=0., # The same
+           n=10, # Number of sampled architectures
+           finalists=20, # As in `choose`
+           size=0., # As in `choose`
           )->Derived:
     """Sample architectures from the policy, score them on the same images (paper, 2.2).
     Returns the best and sets `learn.model.arch`."""
@@ -632,7 +632,7 @@ def load_search(self:Learner,
         raise ValueError(f'{path} is not a saved search' +
                          f': {e}'*isinstance(e, ValueError)) from None
     was, cb.reinforce = cb.reinforce, Reinforce(self.model.controller, cb.preset.controller)
-    kept, cb.earlier  = cb.earlier, [] # an older file has none
+    kept, cb.earlier  = cb.earlier, [] # older files have no `earlier`
     try: load_learn_state(self, state)
     except BaseException: cb.reinforce, cb.earlier = was, kept; raise
     cb._keep()

@@ -26,7 +26,7 @@ _edges = ((0,1), (0,2), (1,2), (0,3), (1,3), (2,3)) # in the order of the packag
 
 @dataclass(frozen=True)
 class Table201(SearchSpace):
-    "The cells of NAS-Bench-201: an op on each of six edges. It has accuracies and no networks."
+    "The cells of NAS-Bench-201: an op on each of six edges. The space has no networks."
     name: ClassVar[str] = 'table201'
     ops = (Op('none', color='#c3ccd6'), Op('skip', color='#5b6472'),
            Op('conv1x1', color='#56b4e9'), Op('conv3x3', color='#0072b2'),
@@ -45,7 +45,7 @@ class Table201(SearchSpace):
 
 # %% ../nbs/appendix/tabular.ipynb #7ab1e009
 class _Plain(pickle.Unpickler):
-    "Reads numbers, texts, lists and dicts. Whatever else a pickle wants to import is refused."
+    "Reads numbers, texts, lists and dicts. A pickle that asks for anything else is refused."
     def find_class(self, module, name):
         raise pickle.UnpicklingError(f'the file asks for {module}.{name}, '
                                      'a table holds numbers, texts, lists and dicts only')
@@ -53,7 +53,7 @@ class _Plain(pickle.Unpickler):
 def read_plain(
     path, # Pickle file; `pickle.UnpicklingError` if it holds more than plain data
 ):
-    "What a pickle holds, if that is numbers, texts, lists and dicts; nothing of it is run."
+    "The numbers, texts, lists and dicts in a pickle. Nothing of it is run."
     with open(path, 'rb') as f: return _Plain(f).load()
 
 tables201 = ('cifar10', 'cifar100', 'imagenet') # ImageNet16-120
@@ -76,8 +76,8 @@ class CellTable:
         self.accuracies = torch.as_tensor(accuracies, dtype=torch.float32)
         if self.accuracies.shape!=(self.space.size,):
             raise ValueError(f'accuracies are {tuple(self.accuracies.shape)}, '
-                             f'the space has {self.space.size} cells')
-        self.goal = self.accuracies.quantile(.99).item() # the best 1% begin here
+                             f'but the space has {self.space.size} cells')
+        self.goal = self.accuracies.quantile(.99).item() # the best 1% are above this
 
     @property
     def codes(self):
@@ -88,7 +88,7 @@ class CellTable:
     def place(self,
         codes, # int64 [n, 6]
     ):
-        "Which row of the table each cell is: [n]."
+        "The row number of each cell in the table: [n]."
         place = torch.zeros_like(codes[:,0])
         for o in codes.unbind(1): place = len(self.space.ops)*place + o
         return place
@@ -102,7 +102,7 @@ class CellTable:
     def percentile(self,
         codes, # int64 [n, 6]
     ):
-        "How many percent of all cells each one is better than: [n], 100 for the best one."
+        "The percentage of all cells that are worse than each one: [n], 100 for the best one."
         worse = torch.searchsorted(self.accuracies.sort().values, self(codes).cpu())
         return 100*worse/(self.space.size-1)
 
@@ -121,7 +121,7 @@ def cell_table(
 def all_log_probs(
     controller:Controller, # A policy of a space whose steps all choose an op
 ):
-    "log π of every architecture, in the order of `CellTable.codes`: [15625] for `Table201`."
+    "The log probability of every architecture, in the order of `CellTable.codes`: [15625]."
     x, log_p = controller.start, controller.start.new_zeros(1)
     hc = [(torch.zeros_like(x),)*2]*len(controller.lstm)
     for step in controller.space.steps:
@@ -133,7 +133,7 @@ def all_log_probs(
 
 # %% ../nbs/appendix/tabular.ipynb #7ab1e016
 class _Seen:
-    "The rewards that a table was asked for, with noise if wanted; keeps the true ones."
+    "A table that adds noise to its rewards, and keeps the true ones in `true`."
     def __init__(self, table, noise=0., generator=None):
         self.table, self.noise, self.generator, self.true = table, noise, generator, []
     def __call__(self, codes):
@@ -142,23 +142,23 @@ class _Seen:
         return self.true[-1] + self.noise*torch.randn(len(codes), generator=self.generator)
 
 def rewards_until(
-    values, # Numbers, in the order in which they came
-    goal,   # What one of them should reach
+    values, # Rewards, in the order in which they came
+    goal,   # The value to reach
 ):
-    "How many were needed until one reached the goal; nan if none did."
+    "The number of rewards until one reached the goal; nan if none did."
     return next((i for i,o in enumerate(values, 1) if o>=goal), math.nan)
 
 def follow(
-    table:CellTable, # Rewards
+    table:CellTable, # The rewards
     preset,      # A `ControllerPreset`: the numbers of θ
-    seed=0,      # Of θ and of the samples
-    rewards=4000,# The most that are spent
-    # Over how many of them the bonus falls to 0; a run that has reached the goal by then ends here
+    seed=0,      # Seed of θ and of the samples
+    rewards=4000,# Largest number of rewards
+    # Number of rewards over which the bonus falls to 0; a run that is at the goal then ends
     plan=2000,
-    noise=0.,    # Standard deviation of what is added to each reward
-    every=100,   # Rewards between two looks
+    noise=0.,    # Standard deviation of the noise on each reward
+    every=100,   # Rewards between two looks at the mean
 ):
-    "Train a policy: its exact mean accuracy at each look, and all true rewards, as lists."
+    "Train a policy. Returns two lists: its exact mean at each look, and all true rewards."
     torch.manual_seed(seed)
     gen = torch.Generator().manual_seed(seed)
     theta, score = Reinforce(Controller(table.space, preset)), _Seen(table, noise, gen)
@@ -173,24 +173,24 @@ def follow(
 
 # %% ../nbs/appendix/tabular.ipynb #7ab1e018
 def random_search(
-    table:CellTable, # Rewards
-    seed=0,      # Of the cells
-    rewards=4000,# How many are spent
+    table:CellTable, # The rewards
+    seed=0,      # Seed of the draws
+    rewards=4000,# Number of rewards
     every=100,   # Rewards between two looks
 ):
-    "Random search: the mean of the whole space at each look, and all rewards, as lists."
+    "Random search. Returns two lists: the mean of the space at each look, and all rewards."
     seen = table(torch.tensor(table.space.random(rewards, seed)))
     return [table.accuracies.mean().item()]*(rewards//every+1), seen.tolist()
 
 def evolve201(
-    table:CellTable, # Rewards
-    seed=0,      # Of everything that is drawn
-    rewards=4000,# How many are spent
+    table:CellTable, # The rewards
+    seed=0,      # Seed of everything that is drawn
+    rewards=4000,# Number of rewards
     every=100,   # Rewards between two looks
-    population=100, # How many cells live
-    sample=25,   # How many of them compete to be a parent
+    population=100, # Number of cells in the population
+    sample=25,   # Number of cells that compete to be the parent
 ):
-    "Regularised evolution: the mean of the population at each look, and all rewards, as lists."
+    "Regularised evolution. Returns lists: the population's mean at each look, and all rewards."
     rng, worth = random.Random(seed), table.accuracies.tolist()
     size = len(table.space.ops)
     units = [size**i for i in range(table.space.length)] # what a change of an edge adds to a place
@@ -207,20 +207,20 @@ def evolve201(
 
 # %% ../nbs/appendix/tabular.ipynb #7ab1e01a
 _robust = robust['images'].controller
-policies201 = { # what is compared, by name; the learning rate comes from `rates201`
+policies201 = { # the compared policies; their learning rates come from `rates201`
     'robust': _robust, 'ranks alone': replace(_robust, bonus=0.),
     'rewards alone': replace(_robust, credit='reward', bonus=0.),
     'paper': replace(paper['macro'].controller, n_archs=10)}
 rates201 = (1e-3, 3e-3, 1e-2, 3e-2)
-tried201 = { # `robust` with one number changed, at its own rate: was that number chosen well?
+tried201 = { # `robust` with one number changed, at the rate of the preset
     'bonus 0.03': replace(_robust, bonus=.03), 'bonus 0.3': replace(_robust, bonus=.3),
     'bound 2.5': replace(_robust, tanh_constant=2.5)}
 
 def best_rate(
-    rows, # Of `compare201`, as dicts of texts
+    rows, # Rows of `compare201`, as dicts of texts
     arm,  # A name of `policies201`
 ):
-    "The rate that needs least on the seeds from 100 on, 3,000 where it fails; then the best ends."
+    "The rate with the fewest rewards on seeds above 99 (3,000 if one fails); then the best ends."
     def last(r): return [float(v) for k,v in r.items() if k.isdigit() and v][-1]
     def worth(lr):
         runs = [r for r in rows if r['arm']==arm and r['lr']==str(lr) and int(r['seed'])>99]
@@ -230,9 +230,9 @@ def best_rate(
 
 # %% ../nbs/appendix/tabular.ipynb #7ab1e01b
 def compare201(
-    path, # CSV file: rows that it holds are not made again
+    path, # CSV file; rows that it already holds are not made again
 ):
-    "Every run of the comparison, a row each; a run that is interrupted goes on where it was."
+    "Run the comparison: a row for each run. After an interruption it goes on where it was."
     looks = range(0, 4001, 200)
     names = ['arm', 'data', 'seed', 'lr', 'need', 'seen', *map(str, looks)]
     path, tables = Path(path), {o: cell_table(o) for o in tables201}

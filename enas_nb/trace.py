@@ -17,19 +17,19 @@ from .draw import shares
 
 # %% ../nbs/appendix/trace.ipynb #13e00006
 def _rounded(p):
-    "Shares as lists; None where an answer is impossible."
+    "Shares as lists; None for an impossible answer."
     return [[None if math.isnan(o) else round(o, 3) for o in row] for row in p.tolist()]
 
 class Trace(Callback):
     "Keeps moments of θ's training."
     def __init__(self,
-        n=40, # Moments of a θ that moves at the end of a fit
-        also=None, # A function of the controller, whose plain data each moment keeps as `also`
+        n=40, # Number of moments, if θ moves at the end of a fit
+        also=None, # A function of the controller; each moment keeps its result as `also`
     ):
         self.n, self.also, self.rows = n, also, []
 
     def after_theta(self, i, n):
-        "Called by the search when step `i` of `n` is done."
+        "The search calls this after step `i` of `n`."
         every = max(1, n//self.n) if self.search.whole else n
         if (n-1-i)%every: return
         search, c = self.search, self.model.controller
@@ -46,13 +46,13 @@ class Trace(Callback):
 
     def to_dict(self,
                 learn): # The search
-        "Plain JSON-able data."
+        "The moments, as plain data for JSON."
         return dict(space=learn.model.controller.space.to_dict(), most=learn.search.most,
                     rows=self.rows)
 
 # %% ../nbs/appendix/trace.ipynb #13e00010
-def read_trace(path): # A file made of `Trace.to_dict`; `ValueError` if it is something else
-    "The space, the most entropy in nats, and the moments."
+def read_trace(path): # A file of `write_trace`; `ValueError` for another file
+    "The space, the largest possible entropy in nats, and the moments."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'no file {path}')
     try:
@@ -64,6 +64,6 @@ def read_trace(path): # A file made of `Trace.to_dict`; `ValueError` if it is so
         raise ValueError(f'{path} is no trace of a search ({type(e).__name__}: {e})') from None
 
 def write_trace(path, # File to write
-                d): # What `Trace.to_dict` returned
+                d): # A result of `Trace.to_dict`
     "Write moments to a file."
     write_file(path, json.dumps(d)+'\n')

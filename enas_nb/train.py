@@ -29,9 +29,9 @@ from .presets import Training
 
 # %% ../nbs/11_train.ipynb #0000000a
 def clock(device): # A `torch.device`, or its name
-    """Seconds, to be subtracted: processor time of this process on a CPU.
+    """Seconds on a clock: the difference of two calls counts. On a CPU it is processor time.
 
-    Elsewhere it is real time, when all work given to the device is done."""
+    Elsewhere it is real time, read after all work on the device is done."""
     device = torch.device(device)
     if device.type=='cpu': return time.process_time()
     if device.type=='cuda': torch.cuda.synchronize(device)
@@ -41,7 +41,7 @@ def clock(device): # A `torch.device`, or its name
 def nesterov(params, # As a Learner's splitter gives them
              lr=.05, # Learning rate
              momentum=.9, # Nesterov momentum, fastai's `mom`
-             **kwargs): # Of `torch.optim.SGD`
+             **kwargs): # Arguments of `torch.optim.SGD`
     "SGD with Nesterov momentum, for `opt_func` (`utils.py`: `MomentumOptimizer`, `use_nesterov`)."
     # foreach gives the same numbers with fewer calls
     sgd = partial(torch.optim.SGD, nesterov=True, momentum=momentum, foreach=True)
@@ -49,7 +49,7 @@ def nesterov(params, # As a Learner's splitter gives them
 
 # %% ../nbs/11_train.ipynb #00000010
 def l2_decay(l2): # Weight of the sum of squares in the authors' loss
-    "torch's weight decay that equals the authors' L2 term."
+    "The weight decay of torch that equals the authors' L2 term."
     return 2*l2
 
 # %% ../nbs/11_train.ipynb #5b1c0f32
@@ -64,14 +64,14 @@ class OwnEvents(Callback):
             return super().__call__(event_name)
 
 class PathClip(OwnEvents, GradientClip):
-    "fastai's `GradientClip`, for the optimiser's parameters; it walks through no modules."
+    "fastai's `GradientClip`, but it takes the optimiser's parameters and visits no modules."
     def parameters(self): return with_grad(self.opt)
 
 # %% ../nbs/11_train.ipynb #00000013
 class AuxLoss(OwnEvents):
     "Adds `weight` times the auxiliary loss to the gradient (`micro_child.py`: `loss+.4*aux_loss`)."
     def __init__(self,
-        weight=.4): # Of the auxiliary loss
+        weight=.4): # Weight of the auxiliary loss
         self.weight = weight
     def after_pred(self):
         self.second = None
@@ -84,9 +84,9 @@ class AuxLoss(OwnEvents):
 # %% ../nbs/11_train.ipynb #00000016
 def restarts_lr(epoch, # Counted from 0
                 cycle_len,  # Epochs of the first cycle, T_0
-                cycle_mult, # Each cycle is that many times longer
+                cycle_mult, # Each cycle is so many times as long as the one before
                 lr_max, # At the start of each cycle
-                lr_min): # Where the cosine would end
+                lr_min): # The rate towards which each cycle falls
     "Learning rate of an epoch under warm restarts (`utils.py`)."
     while epoch >= cycle_len: epoch, cycle_len = epoch-cycle_len, cycle_len*cycle_mult
     return lr_min + (lr_max-lr_min)*(1+math.cos(math.pi*epoch/cycle_len))/2
@@ -104,9 +104,9 @@ def fit_restarts(self:Learner,
                  n_cycles:int,  # Number of cycles
                  cycle_len:int, # Epochs of the first
                  lr_max=None, # At the start of each cycle; the learner's `lr` by default
-                 lr_min=0., # Where each cycle's cosine would end
-                 cycle_mult=2, # Each cycle is that many times longer than the one before
-                 cbs=None, start_epoch=0, **kwargs): # As `Learner.fit` has them
+                 lr_min=0., # The rate towards which each cycle falls
+                 cycle_mult=2, # Each cycle is so many times as long as the one before
+                 cbs=None, start_epoch=0, **kwargs): # As in `Learner.fit`
     """Fit with warm restarts, one learning rate per epoch (paper 3.2).
 
     The cycles have `cycle_len`, `cycle_len*cycle_mult`, ... epochs."""
@@ -123,22 +123,22 @@ def fit_restarts(self:Learner,
 
 # %% ../nbs/11_train.ipynb #0000001f
 def decay_lr(epoch, # Counted from 0
-             lr, # At the start
+             lr, # Rate at the start
              decay, # Factor per epoch; 1 keeps `lr`
              decay_from, # The last epoch at `lr`, counted from 0
-             lr_min=0.): # Where it stops
+             lr_min=0.): # The rate never falls below it
     "Learning rate of an epoch under exponential decay (`utils.py`)."
     return max(lr_min, lr*decay**max(epoch-decay_from, 0))
 
 @patch
 def fit_decay(self:Learner,
               n_epoch:int, # Number of epochs
-              lr, # At the start
+              lr, # Rate at the start
               decay, # Factor per epoch; 1 keeps `lr`
               decay_from, # The last epoch at `lr`, counted from 0
-              lr_min=0., # Where the decay stops
-              cbs=None, start_epoch=0, **kwargs): # As `Learner.fit` has them
-    "Fit with one learning rate per epoch, which falls by a factor from some epoch on (paper 3.1)."
+              lr_min=0., # The rate never falls below it
+              cbs=None, start_epoch=0, **kwargs): # As in `Learner.fit`
+    "Fit with one learning rate per epoch; after `decay_from`, it falls by a factor (paper 3.1)."
     if not 0 < decay <= 1:
         raise ValueError(f'decay is {decay}, allowed is a factor above 0, up to 1')
     if not 0 <= lr_min <= lr:
@@ -148,13 +148,13 @@ def fit_decay(self:Learner,
 
 # %% ../nbs/11_train.ipynb #00000025
 def _check_part(part):
-    "Refuse what is no part of a preset."
+    "Refuse whatever is not a part of a preset."
     if not isinstance(part, Training):
-        raise TypeError(f'part is a {type(part).__name__}, a part of a preset is needed, '
+        raise TypeError(f'part is a {type(part).__name__}, but a part of a preset is needed, '
                         "like released['micro'].search or .final")
 
 def _pick(name, value, known):
-    "The entry of the dict `known` that a preset's field `name` asks for."
+    "The entry `value` of the dict `known`; a preset has `value` in its field `name`."
     if value not in known:
         raise ValueError(f"{name} is {value!r}, allowed are {', '.join(map(repr, known))}")
     return known[value]
@@ -169,24 +169,24 @@ def optimizer(part): # The search or final part of a preset; `ValueError` for an
 
 # %% ../nbs/11_train.ipynb #00000028
 class SumOverTime(OwnEvents):
-    """Differentiates the sum over a window's words instead of their mean.
+    """Takes the gradient of the sum over a window's words, instead of their mean.
 
     The loss is multiplied by the number of time steps of the targets [bs, time]."""
     order,run_valid = RNNRegularizer.order-1,False
     def after_loss(self):
         y = self.yb[0]
         if y.ndim!=2:
-            raise ValueError(f'targets are {tuple(y.shape)}, a loss over time needs [bs, time]')
+            raise ValueError(f'targets are {tuple(y.shape)}, but a loss over time needs [bs, time]')
         self.learn.loss_grad = self.loss_grad*y.shape[1]
 
 # %% ../nbs/11_train.ipynb #0000002b
 class FiniteClip(OwnEvents):
-    """Clips the norm of ω's gradient; zeroes it where loss or norm is not finite.
+    """Clips the norm of ω's gradient. If loss or norm is not finite, the gradient becomes 0.
 
-    So plain SGD moves nothing then."""
+    Plain SGD then moves nothing."""
     order = GradientClip.order
     def __init__(self,
-        max_norm): # Norm that ω's gradient is clipped to; weight decay is added after that
+        max_norm): # Largest norm of ω's gradient; weight decay is added after clipping
         if not max_norm > 0:
             raise ValueError(f'max_norm is {max_norm}, allowed is a number above 0')
         self.max_norm, self.count, self.shown = max_norm, 0, None
@@ -210,7 +210,7 @@ class FiniteClip(OwnEvents):
 
 # %% ../nbs/11_train.ipynb #00000031
 class NTASGD(Callback):
-    """Averages the weights of all steps once validation stops improving.
+    """Averages the weights of all steps, as soon as validation stops improving.
 
     See Merity et al. 2018, and `enas_lm/fixed.py`."""
     def __init__(self,
@@ -226,7 +226,7 @@ class NTASGD(Callback):
         self._show(False)
     def after_step(self):
         if self.average is not None: self.average.update_parameters(self.omega)
-    def after_train(self): self.validates = True # not so in a validation that is not fit's
+    def after_train(self): self.validates = True # only `fit` trains before it validates
     def before_validate(self): self._show(self.shows_average or self.validates)
     def after_validate(self):
         loss, now, self.validates = self.recorder.loss.value, self.validates, False
@@ -237,11 +237,11 @@ class NTASGD(Callback):
             # averages from the next step on
             self.average, self.started = AveragedModel(self.omega), self.epoch
         self.valid_losses.append(loss)
-    def after_fit(self): # an export has no second set
+    def after_fit(self): # an exported Learner has no second set
         self._show(True); self.average = self.omega = None
 
     def _show(self, average):
-        "Exchange both sets, so that the model has the average, or has not."
+        "Exchange both sets of weights: the model has the average, or SGD's own."
         if self.average is None or not self.average.n_averaged or average==self.shows_average:
             return
         for p,a in zip(self.omega, self.average.module): p.data, a.data = a.data, p.data
@@ -250,14 +250,14 @@ class NTASGD(Callback):
 # %% ../nbs/11_train.ipynb #c4ec4b01
 @patch
 def state_dict(self:NTASGD):
-    "What it has seen, and the set of weights that the model does not show."
+    "What the callback has seen, and the set of weights that the model does not have now."
     kept = {o: getattr(self, o)
             for o in ('valid_losses', 'started', 'shows_average', 'validates', 'new')}
     return kept | dict(average=None if self.average is None else self.average.state_dict())
 
 @patch
-def load_state_dict(self:NTASGD, state): # As `state_dict` gave it
-    "Go on from there."
+def load_state_dict(self:NTASGD, state): # A result of `state_dict`
+    "Go on from a saved state."
     vars(self).update({k: v for k,v in state.items() if k!='average'})
     if state['average'] is None: return
     self.omega = nn.ParameterList(p for group in self.opt.param_lists for p in group)
@@ -273,15 +273,15 @@ def _decay(learn, part, **kwargs):
     return learn.fit_decay(part.epochs, part.lr, part.lr_decay, part.decay_from, part.lr_min,
                            **kwargs)
 
-def _one_cycle(learn, part, **kwargs): # would give SGD a momentum
+def _one_cycle(learn, part, **kwargs): # without `moms`, fastai gives SGD a momentum
     return learn.fit_one_cycle(part.epochs, part.lr, moms=(0.,)*3 if part.opt=='sgd' else None,
                                **kwargs)
 
 @patch
 def fit_preset(self:Learner,
-               part=None, # A preset's part, or the Learner's; `ValueError` for an unknown `sched`
-               epochs=None, # As many epochs as the part says by default
-               **kwargs): # As `Learner.fit` has them
+               part=None, # A preset's part, or the Learner's; `ValueError` if `sched` is unknown
+               epochs=None, # Number of epochs, by default the part's
+               **kwargs): # As in `Learner.fit`
     "Fit by a preset's schedule: warm restarts, a decaying rate, or one cycle."
     part = getattr(self, 'part', None) if part is None else part
     _check_part(part)
@@ -294,7 +294,7 @@ def _image_cbs(part):
     return [AuxLoss(part.aux_weight or 0.), *([] if part.clip is None else [PathClip(part.clip)])]
 
 class ScoresStay(OwnEvents):
-    "Where metrics of training batches are wanted, the loss must leave the scores as they are."
+    "Takes a loss that does not change the scores, if training batches have metrics, too."
     def before_fit(self):
         if self.recorder.train_metrics and isinstance(self.loss_func, WordLoss):
             self.learn.loss_func = CrossEntropyLossFlat()
