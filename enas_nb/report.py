@@ -35,13 +35,13 @@ words = dict( # by measure
         batch='{size} windows of {bptt} validation words'))
 
 def n_of(n, # How many
-         what): # One of them
+         what): # The word for one of them
     "`1 epoch`, `2 epochs`."
     return f"{n:,} {what}{'s'*(n!=1)}"
 
 def show(measure, # A `Measure`
          value,   # A number, or None for a network that diverged
-         short=False, # As in a sentence, with fewer digits?
+         short=False, # With fewer digits, as in a sentence?
         ):
     "A number of a measure."
     form = words[measure.name]['short'] if short else measure.show
@@ -64,8 +64,8 @@ def _against_lstm(found):
 
 # %% ../nbs/15_report.ipynb #77abf60d
 def _policy(result):
-    """A warning, where the policy was hardly trained or has collapsed.
-    It is empty where a result does not say."""
+    """A warning, if the policy was hardly trained or has collapsed.
+    It is empty if the result has no record of the policy."""
     policy = result.get('policy')
     if not policy: return ''
     if not policy['steps']:
@@ -85,7 +85,7 @@ def _policy(result):
 
 # %% ../nbs/15_report.ipynb #372be570
 def _search(result):
-    "The search part of a result's preset; empty where a result does not say."
+    "The search part of a result's preset; empty if the result has no preset."
     return result.get('recipe', {}).get('preset', {}).get('search', {})
 
 def _lead(found, policy, uniform):
@@ -246,7 +246,7 @@ def _shared(result):
             f'on the same {measure.items}.')
 
 def _elsewhere(result):
-    "A sentence, where parts of a run were made under other conditions."
+    "A sentence, if parts of a run were made under other conditions."
     made = result.get('made_with')
     return f"Its parts were made with {'; and with '.join(made)}. " if made else ''
 
@@ -267,7 +267,7 @@ def _when(theta, n):
     return f"after each{start} {n_of(steps, 'step')}"
 
 def _batch(result, measure, search):
-    "What architectures were scored on at a time."
+    "The batch that architectures were scored on."
     rows = result[measure.items]['valid']//search.get('bptt', 1)
     half = -(-rows//(2-search['same_valid'])) # the larger one is for θ
     size = min(search.get('reward_bs') or search['bs'], half)
