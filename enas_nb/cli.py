@@ -23,7 +23,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def _polite():
-    "SIGTERM and SIGHUP end like ctrl-C, where they would have killed."
+    "SIGTERM and SIGHUP act like ctrl-C, where they would have killed the process."
     def stop(number, frame): raise Stopped(number)
     was, main = {}, threading.current_thread() is threading.main_thread()
     for o in [getattr(signal, o) for o in ('SIGTERM', 'SIGHUP') if main and hasattr(signal, o)]:
@@ -34,11 +34,11 @@ def _polite():
 
 def _main(name, run, argv):
     """Run a command.
-    Errors that a user can mend are one line and status 2. So is an interrupt, with the signal's
-    status."""
+    An error that a user can mend is one line, with status 2. An interrupt is one line, with the
+    signal's status."""
     try:
         with warnings.catch_warnings(), _polite():
-            # of torch and fastai: nothing that a user can mend
+            # warnings of torch and fastai: nothing that a user can mend
             if not sys.warnoptions: warnings.simplefilter('ignore')
             if hasattr(sys.stdout, 'reconfigure'):
                 sys.stdout.reconfigure(errors='backslashreplace')
@@ -60,7 +60,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f'{self.prog}: error: {message}; see {self.prog} --help\n')
 
 def _import(name):
-    "Run a module or a Python file, because it was named: it defines a space or an op."
+    "Run the module or Python file that the user named: it defines a space or an op."
     try:
         if not Path(name).is_file(): return importlib.import_module(name)
         spec = importlib.util.spec_from_file_location(Path(name).stem, name)
@@ -95,10 +95,10 @@ def _find(text, space):
         from enas_nb.micro import from_genotype
         return from_genotype(text), {}, 'given as a DARTS genotype'
     if not re.fullmatch(r'[\d\s,|\[\]()]+', text):
-        raise ValueError(f'{text!r} is no file, no integers, and no published name, '
-                         f"which are {', '.join(published)}")
+        raise ValueError(f'{text!r} is no file, no integers, and none of the published '
+                         f"names: {', '.join(published)}")
     if not space:
-        raise ValueError('integers need to know their space: '
+        raise ValueError('integers do not say their space: '
                          f"add {', '.join(f'--space {o}' for o in spaces)}")
     sizes = dict(layout=space) if space=='enas_lm' else {}
     return infer_space(space, len(re.findall(r'\d+', text))).parse(text), sizes, 'given as integers'
@@ -126,8 +126,8 @@ def _say(arch, sizes, about, params, aux):
 def _show(argv):
     p = _Parser(prog='enas-show', description='Print an architecture, and draw it.')
     p.add_argument('arch', help='a published name, a JSON file, '
-                                'or in quotes its integers or a DARTS genotype')
-    p.add_argument('--space', choices=spaces, help='the space of an integer string')
+                                'or (in quotes) its integers or a DARTS genotype')
+    p.add_argument('--space', choices=spaces, help='the space that the integers belong to')
     p.add_argument('--import', dest='module', metavar='MODULE',
                    help='a module or Python file of yours that defines the space; it is run')
     p.add_argument('--svg', metavar='FILE', help='draw it to this file')
@@ -170,12 +170,12 @@ def _of_trainings(p):
 def _common(p):
     "The arguments of a command that makes a run."
     p.add_argument('--out', metavar='FOLDER',
-                   help='where to write, a new or empty folder; runs/... by default')
+                   help='a new or empty folder to write to; runs/... by default')
     p.add_argument('--seed', type=int, default=0, metavar='N',
-                   help='of everything random; 0 by default')
+                   help='the seed of everything random; 0 by default')
     _of_trainings(p)
     p.add_argument('--resume', metavar='FOLDER',
-                   help='go on with the run in this folder; no other argument')
+                   help='go on with the run in this folder, without other arguments')
 
 # %% ../nbs/17_cli.ipynb #4e6904fc
 def _check(a, argv):
@@ -187,7 +187,7 @@ def _check(a, argv):
             raise ValueError('--resume goes on with what was asked for at first: '
                              'leave the other arguments out')
         return
-    # with those that this process has added
+    # with the recipes that this process has added
     loaded = getattr(sys.modules.get('enas_nb.recipes'), 'recipes', ())
     if a.recipe not in {*heads, *loaded}:
         raise ValueError(f"no recipe {a.recipe!r}, there are {', '.join(heads)}")
@@ -195,7 +195,7 @@ def _check(a, argv):
     if a.epochs is not None and a.epochs<1:
         raise ValueError(f'epochs is {a.epochs}, allowed is 1 or more')
     if a.text and a.images:
-        raise ValueError('a recipe is about text or about images: give --text or --images')
+        raise ValueError('a recipe is about text or about images: not both --text and --images')
     for o in (a.text, a.images):
         if o and not Path(o).exists(): raise ValueError(f'there is no {o}')
 
@@ -206,8 +206,8 @@ def _check_gpu(recipe):
     if not recipe.gpu or torch.cuda.is_available(): return
     from enas_nb.cost import estimate
     raise ValueError(f"{recipe.name} needs a GPU, for some {estimate(recipe)['hours']:.0f} hours "
-                     'at 10^12 operations a second; --device cpu runs it all the same, '
-                     'some thirty times slower on a core')
+                     'at 10^12 operations a second; --device cpu runs it anyway, '
+                     'about thirty times slower on one core')
 
 def _recipe(asked):
     "The recipe that was asked for; refuses a device that is not there."
@@ -220,19 +220,19 @@ def _recipe(asked):
     if asked['text']:   recipe = recipe.on_text(asked['text'])
     if asked['images']: recipe = recipe.on_images(asked['images'])
     if not asked['device']: _check_gpu(recipe)
-    # on small images one thread is as fast as two; it is kind to others
+    # on small images one thread is as fast as two, and others need the second
     if 'OMP_NUM_THREADS' not in os.environ: torch.set_num_threads(1)
     return recipe if asked['epochs'] is None else recipe.with_epochs(asked['epochs'])
 
 # %% ../nbs/17_cli.ipynb #be27af06
 def _asked(a):
-    "What a run must know to be gone on with."
+    "The arguments that a run must keep, so that it can go on."
     absolute = lambda o: o and str(Path(o).resolve())
     return dict(recipe=a.recipe, epochs=a.epochs, seed=a.seed, text=absolute(a.text),
                 images=absolute(a.images), device=a.device)
 
 def _resumed(run, trains):
-    "A run to go on with, if it is of this command, and `run.json` is as it was made."
+    "The run to go on with, if this command made it and `run.json` is not damaged."
     kinds = dict(recipe=str, seed=int, epochs=int, text=str, images=str, device=str)
     asked = run.asked
     if 'comparison' in asked:
@@ -263,12 +263,12 @@ def _folder(a, asked, name):
 # %% ../nbs/17_cli.ipynb #ce9715a1
 @contextmanager
 def _kept(run, command, new):
-    "What ends a run early says how to go on; a run in which nothing was done drops its folder."
+    "An early end says how to go on; a new run in which nothing was done drops its folder."
     try: yield lambda line: print(line, flush=True)
     except (KeyboardInterrupt, Exception) as e:
         if new and run.drop(): raise
         if not (run.path/'run.json').is_file():
-            raise OSError(f'{run.path} is gone, and what was done with it') from None
+            raise OSError(f'{run.path} is gone, with all that was done') from None
         line = (f'what is done is in {run.path}; '
                 f'go on with: {command} --resume {quote(str(run.path))}')
         if isinstance(e, KeyboardInterrupt):
@@ -313,10 +313,10 @@ def _train(argv):
     p = _Parser(prog='enas-train', description='Train one architecture from scratch, '
                                                "by a recipe's final part, and write a report.")
     p.add_argument('arch', nargs='?', help='a published name, a JSON file, '
-                                           'or in quotes its integers or a DARTS genotype')
-    p.add_argument('recipe', nargs='?', help='whose data and numbers; '
+                                           'or (in quotes) its integers or a DARTS genotype')
+    p.add_argument('recipe', nargs='?', help='the recipe whose data and numbers are used; '
                                              "the small one of the architecture's space by default")
-    p.add_argument('--space', choices=spaces, help='the space of an integer string')
+    p.add_argument('--space', choices=spaces, help='the space that the integers belong to')
     _common(p)
     argv = sys.argv[1:] if argv is None else argv
     a = p.parse_args(argv)
@@ -350,13 +350,14 @@ def _how_many(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no number, and no list like '0,1,2'")
     if ',' in text: return [int(o) for o in text.split(',') if o]
     if int(text)>100:
-        raise argparse.ArgumentTypeError(f"{text} seeds are too many; seed {text} is '{text},'")
+        raise argparse.ArgumentTypeError(f"{text} seeds are too many, at most 100; "
+                                         f"the one seed {text} is written '{text},'")
     return int(text)
 
 # %% ../nbs/17_cli.ipynb #b9574826
 def _compare(argv):
     p = _Parser(prog='enas-compare', description='Run a recipe with several seeds, beside fair '
-                'rivals. The same command again goes on where it was.')
+                'rivals. The same command goes on where it was stopped.')
     p.add_argument('recipe', help='what to run, see enas-search --list')
     p.add_argument('folder', help='a new folder, or one to go on with')
     p.add_argument('--seeds', type=_how_many, default=5, metavar='N',
@@ -367,7 +368,7 @@ def _compare(argv):
     p.set_defaults(resume=None, out=None, seed=0) # what `_check` looks at, too
     argv = sys.argv[1:] if argv is None else argv
     a = p.parse_args(argv)
-    if not a.folder: raise ValueError('the folder is empty, a path is needed')
+    if not a.folder: raise ValueError('the folder has no name, a path is needed')
     _check(a, argv)
     recipe = _recipe(_asked(a))
     from enas_nb.evaluate import further_arms
@@ -387,7 +388,7 @@ def enas_compare(argv=None): # Words after the command; the process's by default
 
 # %% ../nbs/17_cli.ipynb #12d00003
 def _kept_to(folder, table):
-    "The protocol of a comparison; `ValueError` where the table is not what it says."
+    "The protocol of a comparison; `ValueError` if the table does not follow it."
     from enas_nb.experiment import read_protocol
     said = read_protocol(folder/'protocol.json')
     found = dict(seeds=sorted(map(int, table.seed.unique())), measure=table.measure.iloc[0])
@@ -397,7 +398,7 @@ def _kept_to(folder, table):
     return said
 
 def _networks(folder):
-    "The networks that a folder of a comparison, or of a run, has a row for; a protocol, or None."
+    "The table of a comparison's or a run's folder, one row per network; the protocol, or None."
     import pandas as pd
     folder = Path(folder)
     protocol = folder/'protocol.json'
@@ -421,7 +422,7 @@ def _evaluate(argv):
     p = _Parser(prog='enas-evaluate', description='What several runs of a recipe show.')
     p.add_argument('folders', nargs='+', metavar='FOLDER',
                    help='of enas-compare, or of single runs of one recipe')
-    p.add_argument('--png', metavar='FILE', help='draw it to this file; arms.png in the first '
+    p.add_argument('--png', metavar='FILE', help='the file for the picture; arms.png in the first '
                                                  'folder by default')
     a = p.parse_args(argv)
     import pandas as pd

@@ -21,7 +21,7 @@ from .report import md_table, n_of, show
 
 # %% ../nbs/appendix/comparison.ipynb #12a00021
 class Interval(NamedTuple):
-    "A mean and its interval of 95%, infinite where there is one number alone, or none."
+    "A mean and its interval of 95%, which is infinite for fewer than two numbers."
     mean: float # nan without a number
     low: float
     high: float
@@ -29,7 +29,7 @@ class Interval(NamedTuple):
 
     @property
     def verb(self):
-        "`'better'`, `'worse'`, or `'not told apart'`; numbers that are all alike tell nothing."
+        "`'better'`, `'worse'`, or `'not told apart'`; equal numbers tell nothing."
         if math.isclose(self.low, self.high, abs_tol=1e-9): return 'not told apart'
         return 'better' if self.low>0 else 'worse' if self.high<0 else 'not told apart'
 
@@ -47,7 +47,7 @@ _columns = ('recipe', 'measure', 'seed', 'arm', 'i', 'arch', 'params', 'valid', 
             'search_macs', 'train_macs')
 
 def _check_table(table):
-    "Refuse a table that is none of a comparison of one recipe."
+    "Refuse a table that is not a comparison of one recipe."
     if missing := [o for o in _columns if o not in table]:
         raise ValueError(f"the table has no column {', '.join(missing)}")
     if not len(table): raise ValueError('the table has no row')
@@ -65,7 +65,7 @@ def _check_table(table):
     for o in ('seed', 'i', 'params', 'search_macs', 'train_macs'):
         if table[o].isna().any(): raise ValueError(f'the column {o} has an empty place')
     if table.duplicated(['seed', 'arm', 'i']).any():
-        raise ValueError('a seed, an arm and a number stand in more than one row')
+        raise ValueError('more than one row has the same seed, arm and i')
     arms = table.groupby('seed').arm.unique().map(lambda o: tuple(sorted(o)))
     if arms.nunique()>1: raise ValueError('its seeds have different arms: ' + '; '.join(
         f"{seed}: {', '.join(o)}" for seed,o in arms.items()))
@@ -74,7 +74,7 @@ def _check_table(table):
 @dataclass(frozen=True)
 class Comparison:
     "Several runs of a recipe: what can be said of their arms."
-    table: pd.DataFrame = field(repr=False) # A row each network, as `compare` returns it
+    table: pd.DataFrame = field(repr=False) # One row per network, as `compare` returns it
 
     def __post_init__(self):
         _check_table(self.table)
@@ -108,7 +108,7 @@ def rows(self:Comparison,
 
 @patch
 def _search(self:Comparison):
-    "Of each seed the best random one by validation that the cost of ENAS would have paid for."
+    "The random search of each seed: the best by validation that the cost of ENAS pays for."
     best, ours, randoms = [], self.rows('derived'), self.rows('random').sort_index()
     for seed,nets in randoms.reset_index().groupby('seed'):
         if seed not in ours.index: continue
@@ -122,7 +122,7 @@ def _search(self:Comparison):
 # %% ../nbs/appendix/comparison.ipynb #12a00025
 @patch
 def _worth(self:Comparison, arm):
-    "What its networks reached, in the measure's unit of a gain; those that diverged are left out."
+    "The results of its networks, in the unit of a gain, without those that diverged."
     test = self.rows(arm).test.dropna()
     return test.map(lambda o: self.measure.scale*self.measure.gain(o, 1.))
 
@@ -131,7 +131,7 @@ def gains(self:Comparison,
           ours,   # Name of an arm
           theirs, # Name of another
          ):
-    "How much better one arm is than another, a number each seed."
+    "How much better one arm is than another: one number per seed."
     paired = theirs!='random' and self.rows(ours).index.isin(self.rows(theirs).index).all()
     a, b = self._worth(ours), self._worth(theirs)
     if paired: return (a-b).dropna().groupby('seed').mean()
@@ -172,8 +172,8 @@ def agreement(self:Comparison)->Interval:
 # %% ../nbs/appendix/comparison.ipynb #12a00027
 @patch
 def curse(self:Comparison):
-    """Validation and test result of the best of `n` random networks by validation: a row each `n`.
-    As many rows as each seed has networks; none where all was trained on."""
+    """Validation and test result of the best of `n` random networks by validation: one row per `n`.
+    It ends where a seed has no more networks; it is empty without validation data."""
     def best_of(nets):
         nets = nets.sort_values('valid', ascending=self.sign>0)[['valid', 'test']]
         k, N = np.arange(len(nets)), len(nets) # the best one is the last
@@ -200,7 +200,7 @@ def _gained(comparison, gain):
     return within(gain, comparison.measure.digits, f' {comparison.measure.unit}')
 
 def _rival(comparison):
-    "Whom the children are measured by."
+    "The arm that the children are compared with."
     return 'equal' if 'equal' in comparison.arms else 'random'
 
 def answer(comparison, # A `Comparison`

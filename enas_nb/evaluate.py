@@ -1,4 +1,4 @@
-"""Is it better than random? Equal cost, pairs, standard errors, and what can be said honestly.
+"""Is a search better than random? Equal cost, pairs, standard errors, and what can be said honestly.
 
 Docs: https://enas-nb.github.io/enas_nb/evaluate.html.md"""
 
@@ -35,7 +35,7 @@ def mean_sd(values): # Numbers
 
 def best_by(measure, # The `Measure` of all
             nets,    # Dicts
-            key,     # Under which each has its value, None if it diverged
+            key,     # Of their values; a value is None if the network diverged
            ):
     "The best of several networks; the first if all diverged."
     seen = [o for o in nets if o[key] is not None]
@@ -51,7 +51,7 @@ class Gain(NamedTuple):
 def gain_over(measure, # The `Measure` of both
               a,       # A result: a dict with `test_MEASURE`, and for text `parts`
               b,       # Another
-              n,       # Test images
+              n,       # How many test images
              )->Gain:
     "The gain of `a` over `b`."
     p, q = (o[f'test_{measure.name}'] for o in (a, b))
@@ -80,17 +80,17 @@ def paired_difference(measure, # The `Measure` of all
 
 # %% ../nbs/14_evaluate.ipynb #12a00002
 def size_twin(arch,   # The architecture
-              params, # A function of an `Arch`: its parameters
+              params, # A function of an `Arch`: how many parameters it has
               seed=0, # An int or a numpy `Generator`
-              tol=.1, # By which share the parameters may differ
-              tries=1000, # Random architectures among which one of that size is looked for
+              tol=.1, # How far the parameters may differ, as a share
+              tries=1000, # How many random architectures are drawn at most
              ):
-    "A random architecture with about as many parameters; it may be the same one."
+    "A random architecture with about as many parameters; it may be `arch` itself."
     rng, space, size = np.random.default_rng(seed), arch.space, params(arch)
     def near(code): return abs(params(Arch(space, code))-size) <= tol*size
     for code in space.random(tries, rng).tolist():
         if near(code): return Arch(space, code)
-    code = list(arch.code) # so large, or small, that chance does not find another one
+    code = list(arch.code) # so large, or so small, that no draw has its size
     for _ in range(10*space.length):
         i, was = rng.integers(space.length), code.copy()
         code[i] = int(rng.integers(space.slots[i][0].choices))
@@ -112,7 +112,7 @@ def equal_cost(measure, # The `Measure` of all
 def mutate(arch, # The architecture
            rng,  # A numpy `Generator`
           ):
-    "Another architecture, where there is one: one integer of the encoding has another value."
+    "One integer of the encoding gets another value; `arch` itself where none can."
     free = [i for i,(step,_) in enumerate(arch.space.slots) if step.choices>1]
     if not free: return arch
     i = rng.choice(free)
@@ -121,14 +121,14 @@ def mutate(arch, # The architecture
     return Arch(arch.space, (*arch.code[:i], value, *arch.code[i+1:]))
 
 def evolve(space,  # What is searched
-           score,  # A function of a list of `Arch`s: their scores, the more the better
-           n,      # How many are scored
+           score,  # A function of a list of `Arch`s: their scores, higher is better
+           n,      # How many architectures are scored
            seed=0, # An int or a numpy `Generator`
-           size=50,  # How many live
-           sample=10,# How many of them compete to be a parent
+           size=50,  # How many are alive: the length of the queue
+           sample=10,# How many of the queue compete to be a parent
            batch=10, # Children that are scored together
           )->list:
-    "Regularised evolution: those that live in the end, the oldest first."
+    "Regularised evolution: the architectures alive at the end, the oldest first."
     rng, alive = np.random.default_rng(seed), deque(maxlen=size) # pairs (`Arch`, score)
     def parent():
         some = rng.choice(len(alive), min(sample, len(alive)), replace=False)
@@ -206,7 +206,7 @@ def others(self:Findings)->dict:
 
 @patch(as_prop=True)
 def twins(self:Findings)->Paired|None:
-    "The policy's children against random architectures of equal size; None without such."
+    "The policy's children against random architectures of equal size; None where there are none."
     theirs = {o['i']: o['test'] for o in self.others.get('equal', [])}
     ours   = {o['i']: o['test'] for o in self.result.get('nets', []) if o['arm']=='children'}
     if not theirs: return None

@@ -28,18 +28,18 @@ class Recipe:
     "An experiment: what `enas-search` runs."
     name: str          # As `enas-search` knows it
     about: str         # What it is, and how long it takes
-    data: str          # Name of a function of `enas_nb.data` or `enas_nb.text`: its `DataLoaders`
+    data: str          # Name of the function of `enas_nb.data` or `enas_nb.text` that loads it
     data_args: dict    # Its arguments
     space: SearchSpace # What is searched
     preset: Preset     # All numbers of θ, ω and the final training
-    sizes: dict = field(default_factory=dict) # More arguments of both networks, as `stem_stride`
+    sizes: dict = field(default_factory=dict) # More arguments of both networks, like `stem_stride`
     n_derive: int = 20   # Architectures sampled to derive one
-    n_look: int = 24     # Architectures in each mean of shared accuracies, or median of perplexity
+    n_look: int = 24     # Architectures in a mean of shared accuracies, or a median of perplexities
     n_children: int = 4  # The policy's children that are retrained beside the derived architecture
-    n_random: int = 4    # Random architectures retrained at least; more, until they cost as much
+    n_random: int = 4    # The fewest random architectures; more, until they cost as much as ENAS
     gpu: bool = False    # Is it out of reach of a CPU?
     lstm: bool = False   # Is an LSTM of the derived network's size compared, too?
-    # Who is retrained beside the derived one, children and random ones: names of `arm_names`
+    # What is retrained beside derived, children and random architectures: names of `arm_names`
     arms: tuple = ('equal', 'shared')
 
     def __post_init__(self):
@@ -56,7 +56,7 @@ class Recipe:
 def with_epochs(self:Recipe,
                 n): # Epochs of the search and of each retraining; `ValueError` if not positive
     """The same recipe, shorter or longer.
-    The warm-up of ω keeps its share, and leaves θ an epoch at least."""
+    The warm-up of ω keeps its share, and leaves θ at least one epoch."""
     if n<1: raise ValueError(f'epochs is {n}, allowed is 1 or more')
     search, final, theta = self.preset.search, self.preset.final, self.preset.controller
     warmup = theta.warmup and min(n-1, round(theta.warmup*n/search.n_epochs))
@@ -66,8 +66,9 @@ def with_epochs(self:Recipe,
 
 @patch(as_prop=True)
 def as_released(self:Recipe):
-    """The same search by the released policy: its paths train ω, its θ moves in turns.
-    θ's rewards read as many images, or words. `ValueError` for a space without released preset."""
+    """The same search by the released policy: its paths train ω, and ω and θ take turns.
+    θ's rewards read as many images, or words, as in this recipe.
+    `ValueError` for a space without a released preset."""
     ours, theirs = self.preset, released.get(self.preset.space)
     if theirs is None: raise ValueError(f'{self.name} is a search in a space of your own, '
                                         'for which nothing was released')
@@ -82,7 +83,7 @@ def as_released(self:Recipe):
 # %% ../nbs/16_recipes.ipynb #ac50cf9b
 @patch
 def dls(self:Recipe,
-        seed,    # Of the split, where the data leave one to be made
+        seed,    # Of the split into parts, if the data have none
         device): # A `torch.device`
     "Its `DataLoaders`; `ValueError` if there is no function of the name `data`."
     make = getattr(text, self.data, None) or getattr(data, self.data, None)
@@ -169,7 +170,7 @@ def _recipe(name, data, data_args, space, preset, sizes=None, **counts):
 
 _unbiased, _half, _three = (dict(sep_bias=0., sep_prior=0.), dict(stem_stride=2),
                             dict(n_children=3, n_random=3))
-# all cells of the recurrent space have as many parameters: random ones are of equal size
+# all cells of the recurrent space have equally many parameters: any random one is a twin
 _text = dict(n_derive=20, n_look=12, lstm=True, arms=('shared',))
 
 recipes = {o.name: o for o in [
@@ -201,7 +202,7 @@ recipes = {o.name: o for o in [
 
 # %% ../nbs/16_recipes.ipynb #338bce69
 def _full(space, **final):
-    "The preset `robust`; the final network has the paper's number of layers, its gradient a clip."
+    "The preset `robust`, but for the final network: the paper's number of layers, a gradient clip."
     return robust[space].override(search=dict(T_0=100), controller=dict(steps=2),
         final=dict(n_layers=paper[space].final.n_layers, clip=5.) | final)
 

@@ -23,25 +23,25 @@ from .evaluate import Findings, arm_names, told
 words = dict( # by measure
     accuracy=dict(
         average='mean', plural='accuracies', short='{:.1%}', spread='{:.2f} points',
-        gain='a difference whose standard error is {se:.1f} points',
-        alone=' from the number of images alone',
+        gain='a difference with a standard error of {se:.1f} points',
+        alone=' (from the number of images alone)',
         shared='the first weights, the order of images and the augmentation',
         batch='{size} validation images'),
     perplexity=dict(
         average='median', plural='perplexities', short='{:.1f}', spread='{:.1f}',
         gain='a gain of {gain:+.3f} ± {se:.3f} nats a word',
-        alone=', the standard error coming from the words alone',
+        alone=' (a standard error from the words alone)',
         shared="the first weights and dropout's randomness",
         batch='{size} windows of {bptt} validation words'))
 
 def n_of(n, # How many
-         what): # One of them
+         what): # The word for one of them
     "`1 epoch`, `2 epochs`."
     return f"{n:,} {what}{'s'*(n!=1)}"
 
 def show(measure, # A `Measure`
          value,   # A number, or None for a network that diverged
-         short=False, # As in a sentence, with fewer digits?
+         short=False, # With fewer digits, as in a sentence?
         ):
     "A number of a measure."
     form = words[measure.name]['short'] if short else measure.show
@@ -58,14 +58,14 @@ def _against_lstm(found):
     if not found.lstm: return ''
     gain, value = (found.over(found.lstm),
                    show(found.measure, found.lstm[f'test_{found.measure.name}'], short=True))
-    return (f' It {gain.verb} an LSTM with as many parameters and at most its cost, '
-            'the better of two by validation, '
-            f'which has {value}: {_gain(found.measure, gain)}.')
+    return (f' It {gain.verb} an LSTM with as many parameters and at most its cost. '
+            'That LSTM, the better of two by validation, '
+            f'has {value}: {_gain(found.measure, gain)}.')
 
 # %% ../nbs/15_report.ipynb #77abf60d
 def _policy(result):
-    """A warning, where the policy was hardly trained or has collapsed.
-    It is empty where a result does not say."""
+    """A warning, if the policy was hardly trained or has collapsed.
+    It is empty if the result has no record of the policy."""
     policy = result.get('policy')
     if not policy: return ''
     if not policy['steps']:
@@ -85,7 +85,7 @@ def _policy(result):
 
 # %% ../nbs/15_report.ipynb #372be570
 def _search(result):
-    "The search part of a result's preset; empty where a result does not say."
+    "The search part of a result's preset; empty if the result has no preset."
     return result.get('recipe', {}).get('preset', {}).get('search', {})
 
 def _lead(found, policy, uniform):
@@ -95,9 +95,9 @@ def _lead(found, policy, uniform):
     if found.measure.gain(*both) <= 0:
         return f'With *shared* weights the policy does not lead {scores}.'
     own = 'policy' in dict(phases(_search(found.result).get('paths', 'policy')))
-    why = ('it is partly the rich getting richer, since its favourites got the training.' if own
-           else 'shared weights do not rank architectures as a training from scratch does.')
-    return f"The policy's lead with *shared* weights {scores} does not show it either: {why}"
+    why = ('its favourites got the training, which is part of the lead.' if own else
+           'shared weights do not rank architectures as a training from scratch does.')
+    return f"The policy's lead with *shared* weights {scores} is no proof: {why}"
 
 def verdict(result): # As `run_recipe` returns it
     "What a result shows, and what it does not, in plain words."
@@ -111,7 +111,8 @@ def verdict(result): # As `run_recipe` returns it
             f'at equal cost: {ours} against {theirs} on '
             f"{result[items]['test']:,} test {items}, "
             f"{_gain(measure, found.random, words[measure.name]['alone'])}."
-            f'{_against_lstm(found)} It does not show how another seed or other {items} would end. '
+            f'{_against_lstm(found)} '
+            f'One run does not show how another seed or other {items} would end. '
             f'{_lead(found, policy, uniform)}')
 
 # %% ../nbs/15_report.ipynb #c92da35c
@@ -124,7 +125,7 @@ def paired(result): # As `run_recipe` returns it
     gain, se = (f'{o*measure.scale:{sign}.{measure.digits}f}'
                 for o,sign in ((pairs.mean, '+'), (pairs.se, '')))
     size = ('All have as many parameters.' if round(found.size, 3)==1 else
-            f'They have {found.size:.1f} times as many parameters, which may be part of it.')
+            f'They have {found.size:.1f} times as many parameters, which may be a reason.')
     error = (f'standard error {se}, {pairs.n} pairs, all of one search' if pairs.n>1 else
              'one pair, which has no standard error')
     return (f'{start}. In such pairs the children are {gain} {measure.unit} better ({error}). '
@@ -193,7 +194,8 @@ def cost_rows(result): # As `run_recipe` returns it
             row('retraining the derived architecture', 'retrain'), row('**all of ENAS**', 'enas'),
             row('retraining the random architectures', 'random'),
             row("retraining the policy's children (for comparison only)", 'children')]
-    if cost.get('others'): rows.append(row('retraining the other rivals (the same)', 'others'))
+    if cost.get('others'):
+        rows.append(row('retraining the other rivals (for comparison only)', 'others'))
     lstms = zip(result.get('lstms', []), ('lstm', 'lstm_longer'))
     return rows + [row(f"LSTM, {n_of(o['epochs'], 'epoch')}", key) for o,key in lstms]
 
@@ -224,8 +226,8 @@ def plot_retrained(result): # As `run_recipe` returns it
     return fig
 
 # %% ../nbs/15_report.ipynb #e3e251e1
-_all_train = ("It had the validation images, too, as the paper's; "
-              'so nothing could be chosen by them, and the rival is one random architecture.')
+_all_train = ("It used the validation images, too, as in the paper. "
+              'So nothing could be chosen by them, and the rival is one random architecture.')
 
 def _start(result):
     "A line on what was run."
@@ -246,15 +248,15 @@ def _shared(result):
             f'on the same {measure.items}.')
 
 def _elsewhere(result):
-    "A sentence, where parts of a run were made under other conditions."
+    "A sentence, if parts of a run were made under other conditions."
     made = result.get('made_with')
     return f"Its parts were made with {'; and with '.join(made)}. " if made else ''
 
 # %% ../nbs/15_report.ipynb #8a6757c1
 def _who(paths):
     "Whose paths trained ω."
-    names = dict(policy="the policy's architectures", uniform='uniformly random ones',
-                 fair='random ones in which each choice of a decision is equally frequent')
+    names = dict(policy="the policy's architectures", uniform='uniformly random architectures',
+                 fair='random architectures in which each choice of a decision is equally frequent')
     pairs = phases(paths)
     if len(pairs)==1: return f'trained by {names[pairs[0][0]]}'
     return ', '.join(f'{share:.0%} of them trained by {names[who]}' for who,share in pairs)
@@ -262,12 +264,12 @@ def _who(paths):
 def _when(theta, n):
     "When θ moved in a search of `n` epochs, and how often."
     steps, warmup = theta['steps'], theta['warmup']
-    if warmup is None: return f"in the end, on frozen weights, {n_of(steps*n, 'step')}"
+    if warmup is None: return f"at the end, on frozen weights, {n_of(steps*n, 'step')}"
     start = f', from epoch {warmup+1} on,' if warmup else ''
     return f"after each{start} {n_of(steps, 'step')}"
 
 def _batch(result, measure, search):
-    "What architectures were scored on at a time."
+    "The batch that architectures were scored on."
     rows = result[measure.items]['valid']//search.get('bptt', 1)
     half = -(-rows//(2-search['same_valid'])) # the larger one is for θ
     size = min(search.get('reward_bs') or search['bs'], half)

@@ -1,4 +1,4 @@
-"""Walk through a space, watch a search, compare architectures: four pictures that can be touched.
+"""Walk through a space, watch a search, compare architectures: four pictures to work with.
 
 Docs: https://enas-nb.github.io/enas_nb/widgets.html.md"""
 
@@ -27,7 +27,7 @@ except ImportError: W = None # the pictures remain
 
 # %% ../nbs/18_widgets.ipynb #18000007
 def _img(picture):
-    "A `Drawing` or a matplotlib figure as an element of HTML, with its words for those who listen."
+    "A `Drawing` or a matplotlib figure as an element of HTML, with words for screen readers."
     if isinstance(picture, Drawing):
         svg  = str(picture)
         kind, data, words = 'svg+xml', svg.encode(), ET.fromstring(svg).get('aria-label')
@@ -92,7 +92,7 @@ class SpaceWalk(Panel):
 # %% ../nbs/18_widgets.ipynb #1800000b
 @patch
 def chances(self:SpaceWalk):
-    "The policy's probabilities of the next answers, by their names; of skips, that of a yes."
+    "The policy's probabilities of the next answers, by their names; for a skip, that of yes."
     step = self.steps[len(self.given)]
     p = self.walk().decisions[len(self.given)].logits[0].exp().tolist() # [width, choices]
     name = self.space.source if step.kind!='op' else self.space.ops.__getitem__
@@ -100,7 +100,7 @@ def chances(self:SpaceWalk):
 
 @patch
 def choose(self:SpaceWalk,
-           answer): # A number; of skips a list of numbers. `ValueError` for one that is not allowed
+           answer): # A number; for skips a list of numbers. `ValueError` if it is not allowed
     "Answer the next decision."
     if self.done: raise ValueError('everything is decided')
     step = self.steps[len(self.given)]
@@ -261,8 +261,8 @@ def picture(self:SearchView):
 class ShowSearch(Trace):
     "Shows the moments of θ's training while it runs: `learn.fit_preset(cbs=ShowSearch())`."
     def __init__(self,
-        n=40, # Moments of a θ that moves at the end of a fit
-        share=.02, # The part of the time that drawing may take
+        n=40, # How many moments are kept, if θ moves at the end of a fit
+        share=.02, # The share of the time that drawing may take
     ):
         super().__init__(n)
         self.share, self.view, self.next = share, None, 0.
@@ -294,8 +294,8 @@ def _numbers(archs):
 
 # %% ../nbs/18_widgets.ipynb #18000044
 def compare_archs(*archs, # `Arch`s of one space, two or more
-                  names=None, # What stands above them
-                  **rows): # More rows by their names, a list each
+                  names=None, # The names that stand above them
+                  **rows): # More rows by their names: a list of values for each
     "Architectures side by side: pictures, numbers, and the decisions on which they differ."
     if len(archs)<2 or len({o.space for o in archs})>1:
         raise ValueError(f'{len(archs)} architectures of {len({o.space for o in archs})} spaces '
@@ -335,7 +335,7 @@ def policy_mass(controller): # Of `TinySpace`
 class Landscape(Panel):
     "The accuracy of every cell of `TinySpace`, and where the policy is."
     def __init__(self,
-        masses, # Lists of `policy_mass`, one a moment
+        masses, # Lists of `policy_mass`, one per moment
         names,  # What each moment is called
     ):
         self.masses, self.names, self.at = np.array(masses), list(names), len(names)-1
