@@ -63,11 +63,11 @@ def rows(n): return [dict(epoch=0, step=i, reward=.1*i, baseline=.1, entropy=5.-
 def test_without_ipywidgets_the_pictures_remain(monkeypatch):
     monkeypatch.setattr(widgets, 'W', None)
     shown = []
-    monkeypatch.setattr(widgets, 'display', lambda o, **kw: shown.append(o))
+    monkeypatch.setattr(widgets, '_show', shown.append)
     for panel in (SpaceWalk(TinySpace()), SearchView((TinySpace(), 6., rows(3))),
                   Landscape([[1/384]*384], ['start'])):
         panel._ipython_display_()
-    assert [type(o).__name__ for o in shown]==['HTML']*3 and all('<img' in o.data for o in shown)
+    assert [type(o).__name__ for o in shown]==['Page']*3 and all('<img' in o.data for o in shown)
 
 def test_slider_shows_another_moment():
     view = SearchView((TinySpace(), 6., rows(3)))
@@ -89,7 +89,7 @@ def test_a_live_picture_takes_no_more_than_its_share(monkeypatch):
         def refresh(self): now[0] += 5; drawn.append(step)
         def picture(self): return ''
     monkeypatch.setattr(widgets, 'SearchView', View)
-    monkeypatch.setattr(widgets, 'display', lambda *_, **__: None)
+    monkeypatch.setattr(widgets, '_show', lambda _: None)
     monkeypatch.setattr(Trace, 'after_theta', lambda self, i, n: self.rows.append(i))
     show = ShowSearch()
     learn = search_learner(digits_dls(bs=64), MacroSpace(2), cbs=show, width=4, n_layers=2)
