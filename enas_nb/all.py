@@ -1,6 +1,7 @@
 "Everything at once, for tutorials and the prompt: `from enas_nb.all import *`. The one module written by hand."
 
 from .space import *
+from .exercise import *
 from .layout import *
 from .draw import *
 from .presets import *
