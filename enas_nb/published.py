@@ -80,9 +80,9 @@ heads = {k: RecipeHead(about) for k,about in {
     'cifar10-macro-small':
         'CIFAR-10, 20,000 training images, 6 layers: about 30 minutes on one core',
     'cifar10-micro-small':
-        'CIFAR-10, 20,000 training images, cells of 3 nodes: about 30 minutes on one core',
+        'CIFAR-10, 20,000 training images, cells of 3 nodes: about 40 minutes on one core',
     'text-small': 'The prose of installed docstrings, 80,000 words, 2,000 different ones, '
-                  'cells of 8 nodes: about 8 minutes on one core',
+                  'cells of 8 nodes: about 12 minutes on one core',
     'ptb-small': 'Penn Treebank, 300,000 training words, cells of 8 nodes: '
                  'about 45 minutes on one core, fewer with OMP_NUM_THREADS=2'}.items()}
 
