@@ -57,7 +57,8 @@ def check(answer,   # The reader's: a number, a text, or a list of them; None: n
     answer, right = _plain(answer), _plain(right)
     hints = [(_plain(wrong), said) for wrong,said in hints.items()]
     for wrong,_ in hints:
-        if _same(wrong, right, eps): raise ValueError(f'the hint for {wrong} is for the right answer')
+        if _same(wrong, right, eps):
+            raise ValueError(f'the hint for {wrong} is for the right answer')
     if answer is None: return
     if _same(answer, right, eps): print('Right.'); return
     said = next((said for wrong,said in hints if _same(answer, wrong, eps)), '')
