@@ -85,6 +85,15 @@ def test_shows_something(path):
     assert [k for _,k,_ in outputs(path) if k.startswith('image/') or k=='text/html'], 'no picture and no table among its outputs'
 
 @each_nb
+def test_pictures_are_seen_where_nothing_is_trusted(path):
+    "Of a notebook that is not trusted, JupyterLab shows images, tables and markdown, but no SVG and no widget."
+    datas = [(i, set(o['data'])) for i,_,c in cells(path, 'code') for o in c['outputs'] if 'data' in o]
+    rich  = {'image/svg+xml', 'application/vnd.jupyter.widget-view+json', 'application/javascript'}
+    plain = {'text/html', 'text/markdown', 'image/png', 'image/jpeg'}
+    alone = [(i, sorted(d)) for i,d in datas if d&rich and not d&plain]
+    assert not alone, f'(cell, mime types): {alone}'
+
+@each_nb
 def test_no_execution_counts(path):
     assert not [i for i,_,c in cells(path, 'code') if c['execution_count'] is not None], 'run `nbdev-clean`'
 
