@@ -172,3 +172,23 @@ def test_a_fit_is_stopped_and_the_search_goes_on(clone, read):
         reader.run(i)
         reader.wait(i)
     reader.sees(derive, {(255, 255, 255), (51, 65, 85)}) # the card, and the stem
+
+def test_widgets_are_seen_and_a_slider_changes_the_picture(clone, read):
+    name = '18_widgets'
+    reader, code = read(name), cells(clone, name)
+    (walk, _),   = find(code, r'^walk = SpaceWalk\(')
+    (replay, _), = find(code, r'^view = SearchView\(')
+    (after, _),  = find(code, r'^a, b = ')
+    reader.run(after, 'Run All Above Selected Cell')
+    reader.wait(replay)
+    buttons = reader.cell(walk).get_by_role('button')
+    buttons.get_by_text('Finish').click() # the policy takes the rest
+    reader.cell(walk).get_by_text('All is decided:').wait_for()
+    picture = reader.cell(replay).locator('.jp-RenderedHTMLCommon img').first
+    before = picture.get_attribute('src')
+    slider = reader.cell(replay).get_by_role('slider')
+    slider.focus()
+    reader.page.keyboard.press('ArrowRight') # no mouse is needed
+    expect = pytest.importorskip('playwright.sync_api').expect
+    expect(picture).not_to_have_attribute('src', before, timeout=1000*WAIT)
+    assert len(paints(picture.screenshot()))>=3
