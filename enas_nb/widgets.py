@@ -47,7 +47,9 @@ def _show(o):
     "Show `o`, and return what can replace it later; nothing without IPython."
     try: from IPython.display import display
     except ImportError: return None
-    return display(o, display_id=True)
+    if isinstance(o, Page): return display(o, display_id=True)
+    still = 'Run this cell to get its controls.' # where there is no kernel, or no trust
+    display(o._repr_mimebundle_() | {'text/html': still}, raw=True)
 
 class Panel:
     "Controls, and below them a picture that stays when the kernel is gone."
