@@ -309,7 +309,7 @@ class ChildCallback(OwnEvents):
         for p in with_grad(self.opt): p.grad = None # the next path must not find them
     def after_batch(self): self.model.path = None
     def after_epoch(self): self.in_epoch, self.model.path = False, None
-    def after_fit(self): self.in_epoch, self.model.path = False, None
+    def after_fit(self): self.in_epoch, self.model.path, self.queue = False, None, []
 
 def _check_batch(dl, model):
     "Refuse a single image if no architecture is derived, or if batch norm needs a whole batch."

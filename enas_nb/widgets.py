@@ -42,6 +42,7 @@ class Page:
     "HTML that a notebook shows."
     def __init__(self, data): self.data = data # HTML
     def _repr_html_(self): return self.data
+    def __repr__(self): return f'a page of {len(self.data):,} characters'
 
 def _show(o):
     "Show `o`, and return what can replace it later; nothing without IPython."

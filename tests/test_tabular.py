@@ -82,7 +82,7 @@ def test_a_table_of_ones_own():
     t = CellTable(torch.arange(15625)/15625)
     assert torch.equal(t.place(t.codes), torch.arange(15625)) and torch.equal(t(t.codes), t.accuracies)
     assert t.percentile(t.codes)[[0,-1]].tolist()==[0, 100] and t.goal==pytest.approx(.99, abs=1e-3)
-    with pytest.raises(ValueError, match=r'accuracies are \(3,\), the space has 15625 cells'): CellTable([.1, .2, .3])
+    with pytest.raises(ValueError, match=r'accuracies are \(3,\), but the space has 15625 cells'): CellTable([.1, .2, .3])
 
 def test_log_probs_of_all_cells_are_those_of_the_policy():
     for n_lstm in (1, 2):
