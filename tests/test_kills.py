@@ -29,7 +29,7 @@ def ended(out):
         o.pop('spent', None)
     result = {k: v for k,v in json.loads((out/'result.json').read_text()).items() if k not in ('cost', 'enas_cost')}
     assert (out/'report.md').is_file() and not list(out.rglob('*.lock')) and not list(out.rglob('tmp*tmp'))
-    return dict(state=state, result=result, **{o: (out/o).read_bytes() for o in ('arch.json', 'arch.svg', 'history.csv')})
+    return dict(state=state, result=result, **{o: (out/o).read_bytes() for o in ('arch.json', 'arch.svg', 'history.csv', 'trace.json')})
 
 def killed(folder, args, kills, within, rng):
     "Do a run, killed `kills` times, each after a random time of up to `within` seconds; how far it was at each kill."

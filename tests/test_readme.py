@@ -23,3 +23,16 @@ def test_readme_links_lead_somewhere():
 
 def test_readme_is_finished():
     assert 'TODO' not in (ROOT/'README.md').read_text(encoding='utf-8')
+
+def test_readme_says_what_the_tables_say():
+    "Its numbers about quality are those of the committed comparisons."
+    pd, readme = pytest.importorskip('pandas'), (ROOT/'README.md').read_text(encoding='utf-8')
+    from enas_nb.comparison import Comparison, within
+    def table(name): return Comparison(pd.read_csv(ROOT/f'nbs/tutorials/results/compare-{name}/table.csv'))
+    digits, text = table('digits-macro'), table('text-small')
+    assert {digits.table.seed.nunique(), text.table.seed.nunique()}=={5} and 'Over 5 seeds' in readme
+    a, b = digits.difference('children', 'equal'), text.difference('children', 'random')
+    assert f'by {a.mean:.2f} points on digits ({a.low:.2f} to {a.high:.2f})' in readme
+    assert f'by {b.mean:.3f} nats a word on text ({b.low:.3f} to {b.high:.3f};' in readme
+    for o in (within(digits.difference('derived', 'search'), 2, ' points'), within(text.difference('derived', 'search'), 3, ' nats')):
+        assert o in readme, o

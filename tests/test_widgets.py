@@ -96,6 +96,22 @@ def test_a_live_picture_takes_no_more_than_its_share(monkeypatch):
     for step in range(1000): show.after_theta(step, 1000); now[0] += 1
     assert drawn==[0, 250, 500, 750, 999]
 
+def test_the_trace_of_a_real_search_feeds_the_landscape():
+    "`Trace(also=policy_mass)` in a search of the small space, with a network that takes no notice of the path."
+    class Net(torch.nn.Linear):
+        arch = None
+        def forward(self, x): return super().forward(x.flatten(1))
+    trace  = Trace(n=2, also=policy_mass)
+    preset = robust['images'].override(controller=dict(steps=2), search=dict(T_0=2, n_omega=1))
+    learn  = search_learner(digits_dls(bs=256), TinySpace(), net=Net(64, 10), preset=preset, cbs=trace)
+    with learn.no_bar(), learn.no_logging(): learn.fit_preset()
+    masses = [o['also'] for o in trace.rows]
+    assert [len(o) for o in masses]==[384]*2 and [sum(o) for o in masses]==pytest.approx([1., 1.], abs=1e-4)
+    land = Landscape(masses, [o['step'] for o in trace.rows])
+    last = land.picture()
+    land.controls().children[1].value = 0
+    assert land.picture()!=last
+
 def test_numbers_of_a_comparison_are_those_of_the_networks():
     a, b = MicroSpace(3).archs(MicroSpace(3).random(2))
     page = compare_archs(a, b, accuracy=[.5, .61234]).data
