@@ -19,6 +19,7 @@ from .recurrent import *
 from .checkpoint import *
 from .train import *
 from .cost import *
+from .alarms import *
 from .search import *
 from .retrain import *
 from .trace import *

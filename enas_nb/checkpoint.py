@@ -106,7 +106,10 @@ def _put(o, state):
     vars(o).update({k: v for k,v in state['own'].items() if not _given(o, k)})
     for k,v in state['parts'].items():
         part = vars(o).get(k)
-        if part is not None: _put(part, v) if isinstance(part, Metric) else part.load_state_dict(v)
+        if isinstance(part, Metric): _put(part, v)
+        elif part is not None:
+            part.load_state_dict(v)
+            if hasattr(part, 'opt'): _check_opt(part.opt) # θ's
 
 # %% ../nbs/appendix/checkpoint.ipynb #36e8117c
 def learn_state(learn): # Any `Learner` that has been fitted
@@ -115,21 +118,55 @@ def learn_state(learn): # Any `Learner` that has been fitted
     fit = dict(n_epoch=count('n_epoch'), epoch=count('epoch')+1, train_iter=count('train_iter'))
     # `GradientAccumulation` has some
     grads = {k: p.grad for k,p in learn.model.named_parameters() if p.grad is not None}
-    return dict(fit=fit, model=learn.model.state_dict(), opt=learn.opt.state_dict(), grads=grads,
+    own = {k: v for k,v in vars(learn).items() if k=='about'}
+    return own | dict(
+                fit=fit, model=learn.model.state_dict(), opt=learn.opt.state_dict(), grads=grads,
                 cbs=[[o.name, _parts(o)] for o in learn.cbs if not isinstance(o, Checkpoint)],
                 scaler=learn.scaler.state_dict() if getattr(learn, 'scaler', None) else None,
                 loaders=[getattr(dl, 'epoch', None) for dl in learn.dls.loaders],
                 random=random_state(learn.dls))
+
+# %% ../nbs/appendix/checkpoint.ipynb #0e140032
+def _about(dls, preset, net, sizes, **more):
+    "What a file of a training must agree with, as plain data."
+    plain = {k: v if isinstance(v, (bool,int,float,str,type(None))) else str(v)
+             for k,v in sizes.items()}
+    return more | dict(preset=preset.to_dict(), net=type(net).__name__, sizes=plain,
+                       words=[str(o) for o in getattr(dls, 'vocab', None) or ()])
+
+def _unlike(there, here, name=''):
+    "One line on the first difference between two trees of plain data; empty if there is none."
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = [*here, *(k for k in there if k not in here)]
+        return next(filter(None, (_unlike(there.get(k), here.get(k), f'{name}.{k}'.strip('.'))
+                                  for k in keys)), '')
+    lists = isinstance(there, (list,tuple)) and isinstance(here, (list,tuple))
+    if lists and len(there)==len(here):
+        return next(filter(None, (_unlike(a, b, f'{name}[{i}]')
+                                  for i,(a,b) in enumerate(zip(there, here)))), '')
+    if lists: return f'{name} has {len(there)} items in the file, {len(here)} here'
+    same = isinstance(there, (bool,int,float,str,type(None))) and there==here
+    return '' if same else f'{name} is {there!r:.60} in the file, {here!r:.60} here'
 
 # %% ../nbs/appendix/checkpoint.ipynb #5c625935
 def check_state(learn, # The Learner to load the state into
                 state, # A tree
                ):
     "`ValueError` if the state does not fit `learn`; nothing is loaded."
+    try: _check(learn, state)
+    except ValueError: raise
+    except Exception as e:
+        why = ' '.join(str(e).split())[:200]
+        raise ValueError(f'no state of a Learner ({type(e).__name__}: {why})') from None
+
+def _check(learn, state):
     if not isinstance(state, dict): raise ValueError('no state of a Learner')
     missing = [o for o in ('fit', 'model', 'opt', 'grads', 'cbs', 'scaler', 'loaders', 'random')
                if o not in state]
     if missing: raise ValueError(f"no state of a Learner, {', '.join(missing)} missing")
+    ours = vars(learn).get('about')
+    if ours and 'about' in state and (said := _unlike(state['about'], ours)):
+        raise ValueError(f'of another space or size than this one, or another preset: {said}')
     kinds = lambda o: {k: (v.shape, v.dtype) for k,v in o.items()}
     if kinds(state['model'])!=kinds(learn.model.state_dict()):
         raise ValueError('of another space or size than this one')
@@ -137,13 +174,53 @@ def check_state(learn, # The Learner to load the state into
     if not (isinstance(epoch, int) and isinstance(n, int) and 0<=epoch<=n):
         raise ValueError(f'epoch is {epoch} of {n}')
 
+# %% ../nbs/appendix/checkpoint.ipynb #0e140033
+def _kind(o):
+    "What a piece of a state is: a tensor without dimensions is a number, too."
+    if isinstance(o, torch.Tensor): return 'tensor' if o.ndim else 'number'
+    kinds = {bool: 'bool', str: 'text', dict: 'dict', (list,tuple,L): 'list',
+             (int,float,np.number): 'number', np.bool_: 'bool'}
+    return next((v for k,v in kinds.items() if isinstance(o, k)), 'nothing')
+
+def _same_kind(there, here, name):
+    "`ValueError` if a piece of a file is of another kind than the Learner's own, at any depth."
+    if there is None or here is None: return
+    kind = _kind(here)
+    if _kind(there)!=kind:
+        raise ValueError(f'{name} is {there!r:.40} in the file, a {kind} is needed')
+    if kind=='dict':
+        for k in here.keys() & there.keys(): _same_kind(there[k], here[k], f'{name}.{k}')
+    if kind=='list' and len(there)==len(here):
+        for a,b in zip(there, here): _same_kind(a, b, name)
+
+def _pairs(learn, state):
+    "Callbacks with their states: the k-th of a name gets the k-th state of that name."
+    left = list(state['cbs'])
+    for o in learn.cbs:
+        at = next((i for i,(name,_) in enumerate(left) if name==o.name), None)
+        if at is not None: yield o, left.pop(at)[1]
+
+def _kinds_fit(learn, state, ours):
+    "`ValueError` if pieces of a state are of other kinds than those of `ours`."
+    for k in ('fit', 'loaders', 'random'): _same_kind(state[k], ours[k], k)
+    for k in {*ours['opt']}-{'state'}: _same_kind(state['opt'][k], ours['opt'][k], k)
+    here = dict(_pairs(learn, ours))
+    for o,d in _pairs(learn, state): _same_kind(d, here[o], o.name)
+
 # %% ../nbs/appendix/checkpoint.ipynb #c3c0de01
 def _check_opt(opt):
     "Refuse a state of an optimiser whose shapes are not those of the parameters."
-    for p,s in getattr(opt, 'opt', opt).state.items():
+    opt = getattr(opt, 'opt', opt)
+    states, torchs = opt.state, isinstance(opt, torch.optim.Optimizer)
+    if len(kept := {frozenset(o) for o in states.values() if o})>1:
+        raise ValueError(f'weights have unlike states: {[sorted(o) for o in kept]}')
+    for p,s in states.items():
         for k,v in s.items():
-            if isinstance(v, torch.Tensor) and v.ndim and (v.shape, v.dtype)!=(p.shape, p.dtype):
-                raise ValueError(f'{k} is {v.dtype} {tuple(v.shape)} of weights {tuple(p.shape)}')
+            number = _kind(v)=='number' and (k=='step' or not torchs)
+            if v is None or number: continue
+            what = f'{v.dtype} {tuple(v.shape)}' if isinstance(v, torch.Tensor) else f'{v!r:.40}'
+            if what!=f'{p.dtype} {tuple(p.shape)}':
+                raise ValueError(f'{k} is {what} of weights {tuple(p.shape)}')
 
 def _apply(learn, state):
     "Put all of a state into a Learner."
@@ -152,10 +229,7 @@ def _apply(learn, state):
     _check_opt(learn.opt)
     for k,p in learn.model.named_parameters():
         p.grad = state['grads'][k].to(p.device, copy=True) if k in state['grads'] else None
-    left = list(state['cbs'])
-    for o in learn.cbs: # the k-th callback of a name gets the k-th state of that name
-        at = next((i for i,(name,_) in enumerate(left) if name==o.name), None)
-        if at is not None: _put(o, left.pop(at)[1])
+    for o,d in _pairs(learn, state): _put(o, d)
     if getattr(learn, 'scaler', None) and state['scaler']:
         learn.scaler.load_state_dict(state['scaler'])
     for dl,epoch in zip(learn.dls.loaders, state['loaders']):
@@ -171,15 +245,16 @@ def load_learn_state(learn, # A Learner like the one that the state comes from
                     ):
     """Give a Learner the state of another one.
     If it does not fit, that is a `ValueError`, and the Learner stays as before."""
-    try: check_state(learn, state)
-    except (KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f'no state of a Learner ({type(e).__name__}: {e})') from None
+    check_state(learn, state)
     learn.model.to(learn.dls.device)
     if not learn.opt: learn.create_opt()
     before = copy.deepcopy(learn_state(learn))
-    try: _apply(learn, state)
+    had = [(o, {*vars(o)}) for o in learn.cbs]
+    try: _kinds_fit(learn, state, before); _apply(learn, state)
     except Exception as e:
         _apply(learn, before)
+        for o,names in had:
+            for k in {*vars(o)}-names: delattr(o, k)
         why = ' '.join(str(e).split())[:200]
         raise ValueError(f'its optimiser, callbacks or random states do not fit ({why})') from None
 

@@ -9,7 +9,7 @@ __all__ = ['ImageNormalize', 'images_dls', 'open_test', 'digits_dls', 'split_val
            'CutOut', 'add_cutout', 'fashion_dls', 'cifar10_dls', 'Found', 'folder_dls', 'Measure', 'Task', 'ImageTask']
 
 # %% ../nbs/05_data.ipynb #1571e07b
-import gzip,hashlib,os
+import gzip,hashlib,math,os
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -662,14 +662,14 @@ class ImageTask(Task):
         learn, # a trained Learner
         part,  # 'valid' or 'test'; `ValueError` for others
     ) -> dict:
-        "Its accuracy on all images of a part, `value`; and `parts`, None for images"
+        "Its accuracy on all images of a part, `value`, None if it diverged; and `parts`, None here"
         if part not in ('valid','test'):
             raise ValueError(f"part is {part!r}, allowed are 'valid' and 'test'")
         was,learn.metrics = learn.metrics,self.metric()
-        try: return dict(value=learn.validate(dl=None if part=='valid' else
-                                              open_test(self.dls))[1], parts=None)
+        try: loss,value = learn.validate(dl=None if part=='valid' else open_test(self.dls))
         finally: learn.metrics = was
+        return dict(value=value if math.isfinite(loss) else None, parts=None)
     def shared(self, scores, # accuracies of `score_archs`, a tensor [n]
                part):        # search part of a preset
         "What several architectures reach with the shared weights: their mean accuracy"
-        return scores.mean().item()
+        return scores.nan_to_num(0.).mean().item()

@@ -46,7 +46,7 @@ class Gain(NamedTuple):
     "How much better one result is than another."
     gain: float # in the measure's unit; nan where one diverged
     se: float   # its standard error, from the test data alone
-    verb: str   # `'beat'`, `'lost to'` or `'could not be told from'`
+    verb: str   # `'beat'`, `'lost to'`, `'could not be told from'`, `'could not be compared with'`
 
 def gain_over(measure, # The `Measure` of both
               a,       # A result: a dict with `test_MEASURE`, and for text `parts`
@@ -55,7 +55,9 @@ def gain_over(measure, # The `Measure` of both
              )->Gain:
     "The gain of `a` over `b`."
     p, q = (o[f'test_{measure.name}'] for o in (a, b))
-    if None in (p, q): return Gain(math.nan, math.nan, 'lost to' if p is None else 'beat')
+    if None in (p, q):
+        verb = 'could not be compared with' if p is q else 'lost to' if p is None else 'beat'
+        return Gain(math.nan, math.nan, verb)
     if 'parts' in a: se = np.std(np.subtract(a['parts'], b['parts']), ddof=1)/len(a['parts'])**.5
     else:            se = (p*(1-p)/n + q*(1-q)/n)**.5
     gain = measure.gain(p, q)

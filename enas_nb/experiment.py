@@ -31,7 +31,7 @@ from .space import Arch, _int, write_file
 from .memory import MemoryDL, rng
 from .data import train_on_all
 from .checkpoint import Checkpoint
-from .train import clock, preset_cbs
+from .train import Diverged, clock, preset_cbs
 from .search import SearchCallback, learner_args, search_learner
 from .trace import Trace, write_trace
 from .retrain import arch_learner
@@ -48,12 +48,17 @@ class Stopwatch(Callback):
     def __init__(self,
         log=None, # Function that gets a line of text after each epoch; None for no lines
         end=0., # Length of what comes after the last epoch, in epochs
-    ): self.log, self.end, self.times = log, end, []
+    ): self.log, self.end, self.times, self.said = log, end, [], set()
     def before_epoch(self): self.start, self.began = clock(self.dls.device), time.time()
     def after_epoch(self):
         self.spent += clock(self.dls.device)-self.start
         self.times.append(time.time()-self.began)
-        if self.log: self.log(_epoch(self.learn, sum(self.times)/len(self.times), self.end))
+        if not self.log: return
+        self.log(_epoch(self.learn, sum(self.times)/len(self.times), self.end))
+        search = getattr(self.learn, 'search', None)
+        for o in [o for o in getattr(search, 'alarms', ()) if o[:20] not in self.said]:
+            self.said.add(o[:20]) # each kind once; its numbers change
+            self.log(f'  ! {o}')
     def state_dict(self): return dict(spent=self.spent)
     def load_state_dict(self, state): self.spent = state['spent']
 
@@ -67,8 +72,9 @@ def _epoch(learn, seconds, end=0.):
     The numbers of θ are left out until it moves."""
     row, names, left = (learn.recorder.values[-1], learn.recorder.metric_names[1:-1],
                         learn.n_epoch-learn.epoch-1)
-    numbers = (f'{n} {v:.3f}' if not abs(v)>=1e5 else f'{n} {v:.1e}' for n,v in zip(names, row)
-               if not (math.isnan(v) and n in ('reward', 'entropy', 'baseline')))
+    show = lambda v: f'{v}' if isinstance(v, int) else f'{v:.1e}' if abs(v)>=1e5 else f'{v:.3f}'
+    numbers = (f'{n} {show(v)}' for n,v in zip(names, row) if not (n=='alarms' and not v) and
+               not (math.isnan(v) and n in ('reward', 'entropy', 'baseline')))
     return (f'  epoch {learn.epoch+1:3}/{learn.n_epoch}  ' + '  '.join(numbers) +
             f'  {_span((left+end)*seconds)} left'*(left>0))
 
@@ -113,11 +119,14 @@ def _train(recipe, learn, part, cbs=(), log=None):
     """Train by a part of a preset. Returns the measures on validation and test data, and the cost.
     The measure on validation data is None if these were trained on."""
     task, watch = recipe.task(learn.dls), Stopwatch(log)
+    valid, test = None, dict(value=None, parts=None)
     with learn.no_bar(), learn.no_logging():
-        learn.fit_preset(part, cbs=[watch, *L(cbs)])
-        rows  = _rows(learn)
-        valid = None if part.all_train else task.measured(learn, 'valid')['value']
-        test  = task.measured(learn, 'test')
+        try:
+            learn.fit_preset(part, cbs=[watch, *L(cbs)])
+            if not part.all_train: valid = task.measured(learn, 'valid')['value']
+            test = task.measured(learn, 'test')
+        except Diverged: pass # it has no measure, and loses
+        rows = _rows(learn)
     n = sum(p.numel() for p in learn.model.parameters())
     net = dict(valid=valid, test=test['value'], cost=watch.spent, params=n, history=rows)
     return net if test['parts'] is None else net | dict(parts=test['parts'])
@@ -372,7 +381,8 @@ def search(self:Experiment,
     macs = self.searched(recipe, arch, [*looked['policy'][:4], *looked['uniform'][:4]])
     theta = recipe.preset.controller
     policy = dict(steps=theta.n_steps(part.n_epochs),
-                  entropy=learn.search.value('entropy'), max_entropy=learn.search.most)
+                  entropy=learn.search.value('entropy'), max_entropy=learn.search.most,
+                  alarms=learn.search.alarms)
     if not policy['steps']: policy['entropy'] = None
     learn.save_search(run.path/'search.safetensors')
     write_search(run.path, arch, pd.DataFrame(rows).rename_axis('epoch'))
@@ -380,12 +390,13 @@ def search(self:Experiment,
     self.log(f'derived: {arch}\nnow the others that are retrained beside it')
     children = learn.search.paths('child', recipe.n_children)
     rivals   = self.others(learn, [arch, *children])
-    found = (dict(arch=str(arch), derive_scores=[score for _,score in arch.scores]) | shared |
+    number = lambda o: o if math.isfinite(o) else None
+    found = (dict(arch=str(arch), derive_scores=[number(o) for _,o in arch.scores]) | shared |
              dict(policy=policy))
     rest  = self.rest(arch, sum(macs.values()))
     every  = list(dict.fromkeys([arch, *children, *self.rivals(rest['n_random']),
                                  *chain(*rivals.values())]))
-    scores = dict(zip(map(str, every), learn.score_archs(every).tolist()))
+    scores = dict(zip(map(str, every), map(number, learn.score_archs(every).tolist())))
     return dict(found=found, arch=str(arch), children=[*map(str, children)], history=rows,
                 rivals={k: [*map(str, some)] for k,some in rivals.items()}, scores=scores,
                 cost=cost, macs=macs, made_with=self.made_with, **rest)

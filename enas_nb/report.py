@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 from .space import write_file
 from .draw import draw, plot_history
 from .presets import n_epochs, phases
+from .alarms import decided
 from .evaluate import Findings, arm_names, told
 
 # %% ../nbs/15_report.ipynb #90892919
@@ -75,10 +76,11 @@ def _policy(result):
     entropy, most = policy['entropy'], policy['max_entropy']
     said = (f"after {n_of(policy['steps'], 'step')} its entropy is {entropy:.2f} "
             f'of at most {most:.2f} nats')
-    if entropy > .95*most:
+    state = decided(entropy, most)
+    if state=='unmoved':
         return (f'The policy has hardly moved: {said}. '
                 'So ENAS was random search by shared weights here. ')
-    if entropy < .01*most:
+    if state=='collapsed':
         return (f'The policy has collapsed: {said}. '
                 'It samples nearly always the same architecture. ')
     return ''
@@ -91,7 +93,8 @@ def _search(result):
 def _lead(found, policy, uniform):
     "What the scores with shared weights say."
     scores = f'({policy} against {uniform} for uniformly random architectures)'
-    both = (found.result[f'{o}_shared_{found.measure.name}'] for o in ('policy', 'uniform'))
+    both = [found.result[f'{o}_shared_{found.measure.name}'] for o in ('policy', 'uniform')]
+    if None in both: return f'Half of them or more have no score with shared weights {scores}.'
     if found.measure.gain(*both) <= 0:
         return f'With *shared* weights the policy does not lead {scores}.'
     own = 'policy' in dict(phases(_search(found.result).get('paths', 'policy')))
@@ -104,6 +107,9 @@ def verdict(result): # As `run_recipe` returns it
     found = Findings(result)
     measure, items = found.measure, found.measure.items
     value = lambda result, key: show(measure, result[f'{key}_{measure.name}'], short=True)
+    if result[f'test_{measure.name}'] is result['equal_cost_rival'][f'test_{measure.name}'] is None:
+        return (f'{_policy(result)}There is nothing to compare: the derived architecture and its '
+                'rival, random search at equal cost, have both diverged.')
     ours, theirs, policy, uniform = (
         value(result, 'test'), value(result['equal_cost_rival'], 'test'),
         value(result, 'policy_shared'), value(result, 'uniform_shared'))
@@ -247,6 +253,11 @@ def _shared(result):
             f'{measure.name} of {policy} and uniformly random ones {uniform} '
             f'on the same {measure.items}.')
 
+def _alarms(result):
+    "What the search itself found wrong; empty if there was nothing, or no record of it."
+    said = (result.get('policy') or {}).get('alarms')
+    return '\n\n**Alarms of the search.** ' + ' '.join(f'{o}.' for o in said) if said else ''
+
 def _elsewhere(result):
     "A sentence, if parts of a run were made under other conditions."
     made = result.get('made_with')
@@ -344,7 +355,7 @@ The children are other samples of the trained policy. {paired(result)}
 
 ![Curves of the search](curves.png)
 
-{_shared(result)}
+{_shared(result)}{_alarms(result)}
 
 Made with {', '.join(f'{k} {v}' for k,v in result['versions'].items())}, on {result['device']}. \
 {_elsewhere(result)}All numbers are in `result.json`.

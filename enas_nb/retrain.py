@@ -14,6 +14,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from .space import Arch
 from .memory import DataEpoch
+from .checkpoint import _about
 from .data import add_cutout
 from .text import find_task
 from .search import build_net, learner_args, pick_preset, split_kwargs
@@ -45,8 +46,9 @@ def arch_learner(
         raise TypeError(f'arch is a {type(arch).__name__}, but an `Arch` is needed: '
                         '`space.parse(text)` or `learn.derive()` gives one')
     task, space = find_task(dls), arch.space
-    part, (learner, sizes) = pick_preset(preset, space, task.name).final, split_kwargs(kwargs)
-    net = build_net(space.final_net, arch, task.n_in, n_out or task.n_out,
+    preset, (learner, sizes) = pick_preset(preset, space, task.name), split_kwargs(kwargs)
+    part = preset.final
+    net = build_net(space.final_net, arch, task.n_in, task.n_out if n_out is None else n_out,
                     **space.sizes(part) | sizes)
     cutout = part.cutout if cutout is None else cutout
     if cutout: dls = add_cutout(dls, cutout)
@@ -55,4 +57,5 @@ def arch_learner(
                     cbs=[DataEpoch(), StepRatio(), *preset_cbs(part), *L(cbs)],
                     **learner_args(part, task, loss_func) | learner)
     learn.part = part
+    learn.about = _about(dls, preset, net, sizes, arch=str(arch), space=space.to_dict())
     return learn

@@ -13,9 +13,9 @@ import inspect, math, warnings
 from itertools import combinations
 from contextlib import contextmanager, nullcontext
 from functools import partial
-import numpy as np, torch
+import numpy as np, torch, torch.nn.functional as F
 from scipy.stats import kendalltau
-from fastcore.basics import patch
+from fastcore.basics import noop, patch
 from fastcore.foundation import L
 from fastai.callback.core import Callback
 from fastai.learner import Learner, ValueMetric, trainable_params
@@ -25,11 +25,13 @@ from torch import Tensor, nn
 from .space import Arch, SearchSpace, _int
 from .presets import Preset, robust, who_trains
 from .controller import Controller
-from .reinforce import Reinforce, ranks
+from .alarms import count_choices, search_alarms, turn_stats
+from .reinforce import Reinforce, all_finite, ranks
 from .memory import MemoryDL, keep_random, random_batch, rng
 from .data import ImageTask
 from .text import TextTask, find_task
-from .checkpoint import check_state, learn_state, load_learn_state, read_state, write_state
+from .checkpoint import (_about, check_state, learn_state, load_learn_state, read_state,
+                                write_state)
 from .cost import count_params
 from .layers import Calibrated
 from .train import FiniteClip, OwnEvents, clock, l2_decay, optimizer, preset_cbs, with_grad
@@ -123,6 +125,8 @@ class SearchCallback(Callback):
         self.earlier = [] # ω at the end of earlier epochs, the oldest first
         self.saw = self.first = None # what moved last in this fit, 'ω' or 'θ'; θ's first entropy
         self.mark = None # the sum of θ's weights after training: does θ still have it?
+        self.alarms, self.fell = [], None # what is wrong, in words; the epoch of a collapse
+        self.counts = None # how often ω trained each choice of each decision
 
     def before_fit(self):
         self.reinforce = self.reinforce or Reinforce(self.model.controller, self.preset.controller)
@@ -154,15 +158,17 @@ def paths(self:SearchCallback,
           n, # How many
          )->list:
     "`n` architectures of the policy."
-    with torch.no_grad(): codes = self.model.controller.sample(n, self.generator(role)).codes
-    return self.model.controller.space.archs(codes)
+    c, gen = self.model.controller, self.generator(role)
+    with torch.no_grad(): # in chunks: a walk keeps all that it has seen
+        return [o for i in range(0, n, 10_000)
+                for o in c.space.archs(c.sample(min(n-i, 10_000), gen).codes)]
 
 @patch
 def value(self:SearchCallback,
-          name, # `'reward'`, `'entropy'` or `'baseline'`
+          name, # `'reward'`, `'entropy'`, `'baseline'`, or `'alarms'`: how many
          ):
     "The mean over θ's last turn; nan before its first one."
-    return self.stats.get(name, float('nan'))
+    return len(self.alarms) if name=='alarms' else self.stats.get(name, float('nan'))
 
 @patch(as_prop=True)
 def moves(self:SearchCallback):
@@ -175,10 +181,7 @@ def theta(self:SearchCallback):
     "The sum of θ's weights."
     return sum(p.detach().double().sum().item() for p in self.model.controller.parameters())
 
-@patch(as_prop=True)
-def whole(self:SearchCallback):
-    "Does θ move once, at the end of a fit?"
-    return self.preset.controller.warmup is None
+
 
 # %% ../nbs/12_search.ipynb #6e0a11f8
 def _warn(text): # with the name of the library: a line number would help nobody
@@ -186,13 +189,12 @@ def _warn(text): # with the name of the library: a line number would help nobody
 
 @patch
 def after_fit(self:SearchCallback):
-    if self.saw=='θ' and self.undecided:
-        _warn(f"θ has hardly moved: its entropy is {self.stats['entropy']:.2f} of "
-              f'{self.most:.2f} nats. What `derive` samples is random search')
     if self.saw=='ω' and 'entropy' not in self.stats:
         when = ('the end of a fit, and this one stopped before' if self.whole else
                 f'epoch {self.preset.controller.warmup} of ω, and {self.trained} are trained')
-        _warn(f'θ has not moved: its turn is {when}. `derive` is random search')
+        self.alarms = [f'θ has not moved: its turn is {when}. `derive` is random search']
+    if self.saw:
+        for o in self.alarms: _warn(o)
     self.saw = None
 
 @patch
@@ -243,14 +245,16 @@ def at_omega(self:SearchCallback,
     finally: self.model.net.load_state_dict(last)
 
 @patch(as_prop=True)
+def whole(self:SearchCallback):
+    "Does θ move once, at the end of a fit?"
+    return self.preset.controller.warmup is None
+
+@patch(as_prop=True)
 def most(self:SearchCallback):
     "The policy's entropy before it first moved, in nats; often the largest possible one."
     return self.first or math.log(self.model.controller.space.size)
 
-@patch(as_prop=True)
-def undecided(self:SearchCallback):
-    "Has θ moved, but its entropy is still above 95% of `most`?"
-    return self.stats.get('entropy', 0.) > .95*self.most
+
 
 # %% ../nbs/12_search.ipynb #9fcbc64f
 @patch
@@ -260,20 +264,21 @@ def train_theta(self:SearchCallback):
     size = min(part.reward_bs or part.bs, len(self.reward_dl.dataset))
     net, space, stats = self.model.net, self.model.controller.space, []
     n = theta.n_steps(self.n_epoch) if self.whole else theta.steps
+    check = all_finite if theta.credit=='reward' else noop
     if self.first is None: self.first = self.entropy()
     with evaluates(net):
         for i in self._bar(range(n)):
-            # made on the device
             batch = random_batch(self.reward_dl, size, self.generator('reward', i))
-            score = lambda codes: score_batch(net, space.archs(codes), batch, self.reward,
-                                              self._autocast())
+            score = lambda codes: check(score_batch(net, space.archs(codes), batch, self.reward,
+                                                    self._autocast()))
             done = i/n if self.whole else self.share(i/n)
             with self.at_omega(i):
                 stats.append(self.reinforce.step(score, self.generator('theta', i), done))
             self._tell(i, n)
-    if self.whole: stats = stats[-n//10:] # only the last tenth counts
-    if stats: self.stats = {k: torch.stack([o[k] for o in stats]).mean().item() for k in stats[0]}
+    if stats: # of one long turn, only the last tenth counts
+        self.stats = turn_stats(stats[-n//10:] if self.whole else stats)
     self.stats['baseline'], self.mark = float(self.reinforce.baseline.value), self.theta
+    self.alarms = search_alarms(self)
     self.theta_seconds += clock(self.dls.device)-start
 
 @patch
@@ -296,9 +301,13 @@ def _autocast(self:SearchCallback):
 class ChildCallback(OwnEvents):
     "The half of ENAS that trains ω: each batch runs another architecture."
     def __init__(self): self.in_epoch, self.queue = False, []
-    def before_fit(self): self.in_epoch, self.model.path = False, None
+    def before_fit(self):
+        self.in_epoch, self.model.path = False, None
+        self.learn.all_batches = partial(_all_batches, self.learn)
     def before_train(self):
         self.in_epoch, self.queue = True, self.search.omega_paths(len(self.dls.train))
+        cb = self.search
+        if not self.repeat.looking: cb.counts = count_choices(cb.counts, self.queue)
     def before_validate(self):
         if not self.in_epoch: _check_batch(self.dl, self.model)
         fresh = self.in_epoch or self.model.arch is None
@@ -310,6 +319,11 @@ class ChildCallback(OwnEvents):
     def after_batch(self): self.model.path = None
     def after_epoch(self): self.in_epoch, self.model.path = False, None
     def after_fit(self): self.in_epoch, self.model.path, self.queue = False, None, []
+
+def _all_batches(learn):
+    "A pass over the data. However it ends, it leaves no sampled path in the model."
+    try: Learner.all_batches(learn)
+    finally: learn.model.path = None
 
 def _check_batch(dl, model):
     "Refuse a single image if no architecture is derived, or if batch norm needs a whole batch."
@@ -362,19 +376,22 @@ def pick_preset(preset, # A `Preset`, the name of one of the space's, or None fo
         raise ValueError(f'preset {preset.name!r} is for {preset.search.task}, the data are {task}')
     return preset
 
-def _reward(reward, task, part):
-    "The reward function; `reward` is a name, a function, or None for the preset's."
-    if reward is None: return task.reward(part)
-    if isinstance(reward, str): reward = task.scores.get(reward, reward)
-    if not callable(reward):
-        raise ValueError(f"reward is {reward!r}, allowed are a function of (predictions, targets), "
-                         f"{', '.join(map(repr, task.scores))}")
-    return reward
+def _score(what, score, named):
+    "The function that `score` is, or that it names."
+    if isinstance(score, str): score = named.get(score, score)
+    if not callable(score):
+        raise ValueError(f"{what} is {score!r:.100}, allowed are a function of (predictions, "
+                         f"targets), {', '.join(map(repr, named))}")
+    return score
 
 # %% ../nbs/12_search.ipynb #5606f9ed
 def split_kwargs(kwargs): # Of a factory
     "Two dicts: the arguments that `Learner` takes, and all others, for the network."
     known = inspect.signature(Learner.__init__).parameters
+    for o in {'lr', 'wd'} & {*kwargs}:
+        v = kwargs[o]
+        if v is not None and not (isinstance(v, (int, float)) and 0<=v<math.inf):
+            raise ValueError(f'{o} is {v!r}, allowed is a number of 0 or more')
     return ({k:v for k,v in kwargs.items() if k in known},
             {k:v for k,v in kwargs.items() if k not in known})
 
@@ -384,13 +401,22 @@ def build_net(make, # `space.shared_net` or `space.final_net`
     """The network `make(*args, **sizes)`.
     `TypeError` for an argument that the network does not have, `ValueError` for an unknown number
     of classes."""
-    if not args[-1]:
+    if args[-1] is None:
         raise ValueError('`dls` does not say the number of classes: pass `n_out`')
+    for name,o in dict(n_out=args[-1], **sizes).items():
+        if name in ('n_out', 'width', 'n_layers') and o is not None: _int(o, name, 1)
     try: return make(*args, **sizes)
     except TypeError as e:
         if 'unexpected keyword argument' not in str(e): raise
         raise TypeError('neither the Learner nor the network has the argument '
                         f'{str(e).split()[-1]}') from None
+
+def _values(search, parts):
+    "What the row says of θ, and how many batches were skipped."
+    of_theta = ('reward', 'entropy', 'baseline', 'alarms')
+    return ([ValueMetric(partial(search.value, o), o) for o in of_theta] +
+            [ValueMetric(partial(getattr, o, 'skipped'), 'skipped') for o in parts
+             if isinstance(o, FiniteClip)])
 
 def learner_args(part, # The search or final part of a preset
                  task, # The task of the data
@@ -418,7 +444,8 @@ def search_learner(
     task = find_task(dls)
     preset = pick_preset(preset, space, task.name)
     if warmup is not None: preset = preset.override(controller=dict(warmup=warmup))
-    part, (learner, sizes), n_out = preset.search, split_kwargs(kwargs), n_out or task.n_out
+    part, (learner, sizes) = preset.search, split_kwargs(kwargs)
+    n_out, seed = task.n_out if n_out is None else n_out, _int(seed, 'seed', 0)
     if net is None:
         net = build_net(space.shared_net, task.n_in, n_out, **space.sizes(part) | sizes)
     elif sizes: raise TypeError(f"the network is given, so {', '.join(sizes)} cannot be set")
@@ -426,46 +453,44 @@ def search_learner(
     reward_dl, dls = task.halves(seed, part.same_valid)
     model = Supernet(net, Controller(space, preset.controller)).to(
         memory_format=torch.channels_last)
-    search = SearchCallback(preset, reward_dl, _reward(reward, task, part), seed)
+    reward = task.reward(part) if reward is None else _score('reward', reward, task.scores)
+    search = SearchCallback(preset, reward_dl, reward, seed)
     parts  = preset_cbs(part)
-    values = [ValueMetric(partial(search.value, o), o) for o in ('reward', 'entropy', 'baseline')]
-    values += [ValueMetric(partial(getattr, o, 'skipped'), 'skipped') for o in parts
-               if isinstance(o, FiniteClip)]
     metrics = task.search_metric() if metrics is None else metrics
-    learn = Learner(dls, model, metrics=[*L(metrics), *values],
+    learn = Learner(dls, model, metrics=[*L(metrics), *_values(search, parts)],
                     cbs=[search, ChildCallback(), RepeatCallback(), *parts, *L(cbs)], **dict(
                         splitter=omega) | learner_args(part, task, loss_func) | learner)
     learn.part, model.like = part, (task.n_in, n_out)
+    learn.about = _about(dls, preset, net, sizes, space=space.to_dict(), seed=seed)
     if isinstance(net, Calibrated) and net.bn_eval=='recalibrated':
         net.calibrate(_riders(learn.dls.train))
     return learn
 
 # %% ../nbs/12_search.ipynb #6e0a11e1
-def _pieces(metric, size=50):
-    "A metric that gives one number for every `size` predictions: [n/size]."
-    def each(pred, targ): return torch.stack([metric(p, t) for p,t in
+def _pieces(metric, size):
+    """A metric that gives one number for every `size` predictions: [n/size]; of all, if it is None.
+    It is nan where a prediction is not finite: the accuracy of nan is no accuracy."""
+    def one(pred, targ):
+        finite = (pred[0] if isinstance(pred, tuple) else pred).isfinite().all()
+        said = torch.as_tensor(metric(pred, targ), device=finite.device).float()
+        return torch.where(finite, said, math.nan)
+    def each(pred, targ): return torch.stack([one(p, t) for p,t in
                                               zip(pred.split(size), targ.split(size))])
-    return each
+    return each if size else one
 
 @patch
 def _metric(self:Learner, metric):
     "The function for `metric`, and whether it is a mean over images."
     named = (TextTask if self.part.task=='text' else ImageTask).scores
-    if metric is None: metric = self.search.reward
-    if isinstance(metric, str):
-        if metric not in named:
-            raise ValueError(f"metric is {metric!r}, allowed are a function of (predictions, "
-                             f"targets), {', '.join(map(repr, named))}")
-        metric = named[metric]
+    metric = self.search.reward if metric is None else _score('metric', metric, named)
     return metric, self.part.task=='images' and metric in named.values()
 
 @patch
 def _scores(self:Learner, archs, metric, batches):
     "Scores by each kept ω of each architecture on each piece of data, [ω, n, pieces]; and sizes."
     cb, (metric, mean) = self.search, self._metric(metric)
-    if mean: metric = _pieces(metric)
     self.model.to(self.dls.device)
-    archs, parts, sizes = list(archs), [], []
+    metric, archs, parts, sizes = _pieces(metric, 50 if mean else None), list(archs), [], []
     if not archs: raise ValueError('no architectures to score')
     for b in batches:
         every = []
@@ -626,11 +651,13 @@ def load_search(self:Learner,
     state, cb = read_state(path), self.search
     try:
         check_state(self, state)
+        if 'about' not in state: _warn(f'{path} is of an older version, which kept shapes only')
         trained = dict(state['cbs'])['search']['own']['trained']
         arch = state.get('arch') and Arch(self.model.controller.space, state['arch'])
-    except (KeyError, TypeError, ValueError) as e:
-        raise ValueError(f'{path} is not a saved search' +
-                         f': {e}'*isinstance(e, ValueError)) from None
+        if type(trained) is not int or trained<0: raise ValueError(f'trained is {trained!r:.40}')
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        why = f': {str(e)[:200]}' if isinstance(e, ValueError) else ''
+        raise ValueError(f'{path} is not a saved search{why}') from None
     was, cb.reinforce = cb.reinforce, Reinforce(self.model.controller, cb.preset.controller)
     kept, cb.earlier  = cb.earlier, [] # older files have no `earlier`
     try: load_learn_state(self, state)

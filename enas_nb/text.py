@@ -491,8 +491,9 @@ class TextTask(Task):
                 else dict(value=None, parts=None))
     def shared(self, scores, # rewards of `score_archs`, a tensor [n]
                part):        # search part of a preset
-        "What several architectures reach with the shared weights: their median perplexity"
-        return part.reward_c/scores.median().item()
+        "Their median perplexity with the shared weights; None if half of them have no score"
+        middle = scores.nan_to_num(0.).median().item()
+        return part.reward_c/middle if middle else None
 
 # %% ../nbs/06_text.ipynb #673a0a7a
 def find_task(dls)->Task: # image or language-model `DataLoaders`; `ValueError` for others

@@ -6,11 +6,12 @@ Docs: https://enas-nb.github.io/enas_nb/train.html.md"""
 
 # %% auto #0
 __all__ = ['clock', 'nesterov', 'l2_decay', 'with_grad', 'OwnEvents', 'PathClip', 'AuxLoss', 'restarts_lr', 'EpochLR', 'decay_lr',
-           'optimizer', 'SumOverTime', 'FiniteClip', 'NTASGD', 'ScoresStay', 'preset_cbs']
+           'optimizer', 'SumOverTime', 'FiniteClip', 'Diverged', 'StopDiverged', 'NTASGD', 'ScoresStay', 'preset_cbs']
 
 # %% ../nbs/11_train.ipynb #ad25d5ab
 import math, time
 from functools import partial
+from itertools import chain
 import torch
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -208,6 +209,24 @@ class FiniteClip(OwnEvents):
         for p in ps: p.grad.masked_fill_(~self.ok, 0.) # NaN*0 would be NaN
         self.count = self.count + ~self.ok
 
+# %% ../nbs/11_train.ipynb #0e140002
+class Diverged(ValueError):
+    "Training has left the finite numbers."
+
+class StopDiverged(OwnEvents):
+    """Stops a fit when a training pass leaves weights, or a last loss, that are not finite.
+
+    It looks once an epoch. `lr_find` may diverge: that is its purpose."""
+    order = -5 # before θ is trained by such weights
+    def after_train(self):
+        loss = self.learn.loss.detach().float().mean()
+        if hasattr(self.learn, 'lr_finder') or all(
+            o.isfinite().all() for o in (loss, *chain(*self.opt.param_lists))): return
+        rate = max(o['lr'] for o in self.opt.hypers)
+        raise Diverged(f'training has diverged in epoch {self.epoch+1} of {self.n_epoch}: the loss '
+                       f'is {loss.item():.3g}, weights are not finite; the learning rate was '
+                       f'{rate:.3g}, try a smaller one')
+
 # %% ../nbs/11_train.ipynb #00000031
 class NTASGD(Callback):
     """Averages the weights of all steps, as soon as validation stops improving.
@@ -291,7 +310,8 @@ def fit_preset(self:Learner,
 
 # %% ../nbs/11_train.ipynb #5d0a4b52
 def _image_cbs(part):
-    return [AuxLoss(part.aux_weight or 0.), *([] if part.clip is None else [PathClip(part.clip)])]
+    return [StopDiverged(), AuxLoss(part.aux_weight or 0.),
+            *([] if part.clip is None else [PathClip(part.clip)])]
 
 class ScoresStay(OwnEvents):
     "Takes a loss that does not change the scores, if training batches have metrics, too."
@@ -300,8 +320,8 @@ class ScoresStay(OwnEvents):
             self.learn.loss_func = CrossEntropyLossFlat()
 
 def _text_cbs(part):
-    return [ScoresStay(), *rnn_cbs(part.alpha, part.beta), *[SumOverTime()]*part.time_sum,
-            FiniteClip(part.clip),
+    return [StopDiverged(), ScoresStay(), *rnn_cbs(part.alpha, part.beta),
+            *[SumOverTime()]*part.time_sum, FiniteClip(part.clip),
             *([] if part.asgd is None else [NTASGD(part.asgd)])]
 
 def preset_cbs(part): # The search or final part of a preset

@@ -20,6 +20,7 @@ from .space import Arch, SearchSpace, TinySpace
 from .draw import draw_decided, plot_shares
 from .controller import Controller
 from .cost import multiply_adds, usual
+from .alarms import decided
 from .report import _png
 from .trace import Trace, read_trace
 try: import ipywidgets as W
@@ -186,10 +187,11 @@ def alarms(rows, # Moments of a `Trace`
     reward, entropy = (np.array([o[k] for o in rows], float) for k in ('reward', 'entropy'))
     said = []
     if not np.isfinite(reward).all(): said.append('A reward is not a number.')
-    if entropy[-1]<.01*most:
+    state = decided(entropy[-1], most)
+    if state=='collapsed':
         said.append(f'The policy has collapsed: its entropy is {entropy[-1]:.2f} of {most:.2f} '
                     'nats. It draws nearly always the same architecture.')
-    if len(rows)>=10 and entropy[-1]>.95*most:
+    if len(rows)>=10 and state=='unmoved':
         said.append(f'The policy has hardly moved: its entropy is {entropy[-1]:.2f} of '
                     f'{most:.2f} nats.')
     third = len(rows)//3

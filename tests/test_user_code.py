@@ -28,7 +28,7 @@ def checked(d, length):
     arch, learn, final = d['arch'], d['learn'], d['final']
     assert len(arch.code)==length and '<svg' in arch._repr_svg_() and len(arch.scores)<=10
     assert type(learn).__name__ == type(final).__name__ == 'Learner'
-    for l,names in ((learn, ['accuracy','reward','entropy','baseline']), (final, ['accuracy'])):
+    for l,names in ((learn, ['accuracy','reward','entropy','baseline','alarms']), (final, ['accuracy'])):
         assert len(l.recorder.values)==1 and list(l.recorder.metric_names[1:-1])==['train_loss','valid_loss',*names]
         assert all(v==v for v in l.recorder.values[0]) and 0<=l.recorder.values[0][2]<=1
     return final
