@@ -579,8 +579,9 @@ def glance(self:Learner,
     "Each architecture's score on one batch, the same batch at each call: a tensor [n]."
     dl = self._score_dl(dl)
     few = random_batch(dl, min(dl.bs, len(dl.dataset)), self.search.generator('few'))
-    scores, sizes = self._scores(archs, None, [few])
-    return scores.mean(0)@sizes/sizes.sum()
+    some = [archs[i:i+1000] for i in range(0, len(archs), 1000)]
+    every = [self._scores(o, None, [few]) for o in (progress_bar(some) if len(some)>1 else some)]
+    return torch.cat([scores.mean(0)@sizes/sizes.sum() for scores,sizes in every])
 
 # %% ../nbs/12_search.ipynb #6e0a11e3
 class Derived(Arch):

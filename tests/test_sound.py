@@ -266,6 +266,13 @@ def test_wrong_numbers_are_refused_at_construction(kw, final):
         else: make(**kw)
     assert '\n' not in str(e.value)
 
+@pytest.mark.parametrize('lr', [-1., math.nan, math.inf])
+def test_a_fit_refuses_a_wrong_rate_before_it_starts(lr):
+    learn = make()
+    before = copy.deepcopy(learn.model.state_dict())
+    with pytest.raises(ValueError, match='the learning rate is .*, allowed is a number of 0 or more'): fit(learn, 1, lr)
+    assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+
 # --- E. alarms ---------------------------------------------------------------------------------------------------------------
 
 def decide(learn, code, strength=50.):
