@@ -9,6 +9,7 @@ __all__ = ['write_state', 'read_state', 'learn_state', 'check_state', 'load_lear
 
 # %% ../nbs/appendix/checkpoint.ipynb #693571d7
 import copy, json
+from zlib import crc32
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -57,13 +58,21 @@ def _unpack(o, tensor):
     return _lists[kind](_unpack(x, tensor) for x in v)
 
 # %% ../nbs/appendix/checkpoint.ipynb #bb245473
+def _checksum(header, tensors):
+    "A number that changes if a bit of a file changes."
+    flat  = lambda v: v.cpu().reshape(-1).view(torch.uint8).numpy()
+    total = crc32(header.encode())
+    for v in tensors.values(): total = crc32(flat(v), total)
+    return str(total)
+
 def write_state(path, # File to write; an old one stays until the new one is complete
                 tree, # Dicts, lists, numbers, strings and tensors
                ):
     "Write a tree to a safetensors file."
     tensors = {}
     header = json.dumps(_pack(tree, tensors))
-    write_file(path, save(tensors, dict(enas_nb=header)))
+    about = dict(enas_nb=header, crc=_checksum(header, tensors))
+    write_file(path, save(tensors, about))
 
 def read_state(path): # File of `write_state`; `ValueError` for others, or `FileNotFoundError`
     "The tree in a safetensors file."
@@ -71,7 +80,12 @@ def read_state(path): # File of `write_state`; `ValueError` for others, or `File
     if not path.is_file(): raise FileNotFoundError(f'no file {path}')
     try:
         with safe_open(path, 'pt') as f:
-            return _unpack(json.loads(f.metadata()['enas_nb']), f.get_tensor)
+            head, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+        if 'crc' in head: # older files have none
+            order = sorted(tensors, key=int)
+            if head['crc']!=_checksum(head['enas_nb'], {k: tensors[k] for k in order}):
+                raise ValueError('a bit has changed')
+        return _unpack(json.loads(head['enas_nb']), tensors.__getitem__)
     except Exception as e:
         raise ValueError(f'{path} is no saved state ({type(e).__name__})') from None
 
@@ -146,7 +160,7 @@ def _unlike(there, here, name=''):
                                   for i,(a,b) in enumerate(zip(there, here)))), '')
     if lists: return f'{name} has {len(there)} items in the file, {len(here)} here'
     same = isinstance(there, (bool,int,float,str,type(None))) and there==here
-    return '' if same else f'{name} is {there!r:.60} in the file, {here!r:.60} here'
+    return '' if same else f'{name} is {_what(there)} in the file, {_what(here)} here'
 
 # %% ../nbs/appendix/checkpoint.ipynb #5c625935
 def check_state(learn, # The Learner to load the state into
@@ -170,11 +184,18 @@ def _check(learn, state):
     kinds = lambda o: {k: (v.shape, v.dtype) for k,v in o.items()}
     if kinds(state['model'])!=kinds(learn.model.state_dict()):
         raise ValueError('of another space or size than this one')
+    lost = [k for k,v in state['model'].items() if not v.isfinite().all()]
+    if lost: raise ValueError(f'weights of {lost[0]} are not finite')
     n, epoch = (state['fit'][o] for o in ('n_epoch', 'epoch'))
     if not (isinstance(epoch, int) and isinstance(n, int) and 0<=epoch<=n):
         raise ValueError(f'epoch is {epoch} of {n}')
 
 # %% ../nbs/appendix/checkpoint.ipynb #0e140033
+def _what(o):
+    "A piece of a state in a few words."
+    if isinstance(o, torch.Tensor): return f'{o.dtype} {tuple(o.shape)}'
+    return ' '.join(repr(o)[:40].split())
+
 def _kind(o):
     "What a piece of a state is: a tensor without dimensions is a number, too."
     if isinstance(o, torch.Tensor): return 'tensor' if o.ndim else 'number'
@@ -187,7 +208,7 @@ def _same_kind(there, here, name):
     if there is None or here is None: return
     kind = _kind(here)
     if _kind(there)!=kind:
-        raise ValueError(f'{name} is {there!r:.40} in the file, a {kind} is needed')
+        raise ValueError(f'{name} is {_what(there)} in the file, a {kind} is needed')
     if kind=='dict':
         for k in here.keys() & there.keys(): _same_kind(there[k], here[k], f'{name}.{k}')
     if kind=='list' and len(there)==len(here):
@@ -203,7 +224,11 @@ def _pairs(learn, state):
 def _kinds_fit(learn, state, ours):
     "`ValueError` if pieces of a state are of other kinds than those of `ours`."
     for k in ('fit', 'loaders', 'random'): _same_kind(state[k], ours[k], k)
-    for k in {*ours['opt']}-{'state'}: _same_kind(state['opt'][k], ours['opt'][k], k)
+    for k in {*ours['opt']}-{'state'}: # groups of numbers like the rate
+        theirs = state['opt'][k]
+        if isinstance(theirs, list) and any({*a}-{*b} for a,b in zip(ours['opt'][k], theirs)):
+            raise ValueError(f'{k} of the optimiser lack numbers')
+        _same_kind(theirs, ours['opt'][k], k)
     here = dict(_pairs(learn, ours))
     for o,d in _pairs(learn, state): _same_kind(d, here[o], o.name)
 
@@ -216,11 +241,10 @@ def _check_opt(opt):
         raise ValueError(f'weights have unlike states: {[sorted(o) for o in kept]}')
     for p,s in states.items():
         for k,v in s.items():
-            number = _kind(v)=='number' and (k=='step' or not torchs)
-            if v is None or number: continue
-            what = f'{v.dtype} {tuple(v.shape)}' if isinstance(v, torch.Tensor) else f'{v!r:.40}'
-            if what!=f'{p.dtype} {tuple(p.shape)}':
-                raise ValueError(f'{k} is {what} of weights {tuple(p.shape)}')
+            if _kind(v)=='number' and (k=='step' or not torchs): continue
+            if not isinstance(v, torch.Tensor) or (v.shape, v.dtype)!=(p.shape, p.dtype):
+                raise ValueError(f'{k} is {_what(v)} of weights {tuple(p.shape)}')
+            if not v.isfinite().all(): raise ValueError(f'{k} is not finite')
 
 def _apply(learn, state):
     "Put all of a state into a Learner."

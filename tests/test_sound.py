@@ -226,7 +226,7 @@ def malformed(raw, rng):
     for k in at: o = o[k]
     if rng.random()<.2: del o[last]
     else: o[last] = rng.choice(junk)
-    head['__metadata__']['enas_nb'] = json.dumps(tree)
+    head['__metadata__'] = dict(enas_nb=json.dumps(tree)) # as older files, without a checksum
     text = json.dumps(head).encode()
     text += b' '*(-len(text)%8)
     return struct.pack('<Q', len(text)) + text + raw[8+n:]
@@ -245,6 +245,14 @@ def test_a_malformed_file_is_refused_whole_or_goes_on(tmp_path):
         fit(learn, 2, .05, start_epoch=1).derive(2)
         learn = fit(make(), 1, .05); before = signature(learn)
     assert n>40
+
+def test_a_changed_bit_is_seen(tmp_path):
+    path, rng = saved(fit(make(), 1, .05), tmp_path/'s'), random.Random(0)
+    raw, learn = path.read_bytes(), make()
+    for i in rng.sample(range(8, len(raw)), 40):
+        path.write_bytes(raw[:i] + bytes([raw[i]^1]) + raw[i+1:])
+        with pytest.raises(ValueError): learn.load_search(path)
+    path.write_bytes(raw); learn.load_search(path)
 
 def test_an_older_file_says_that_only_shapes_were_compared(tmp_path):
     from enas_nb.checkpoint import write_state
