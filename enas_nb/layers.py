@@ -205,6 +205,10 @@ class Calibrated(nn.Module):
         return 0 if self.training or self.calibration is None else len(self.calibration)
 
 # %% ../nbs/07_layers.ipynb #5b1c0f42
+def as_plain(x): # A tensor of any class
+    "A plain `torch.Tensor`: a subclass of fastai would slow every op, and stop `torch.export`."
+    return x if type(x).__module__.startswith('torch') else x.as_subclass(torch.Tensor)
+
 class PathNet(Calibrated):
     "A network that runs in steps: `begin` makes the first state, and `step` the next one."
     # the last path within `remember`: its images, then each step with the state after it
@@ -227,8 +231,7 @@ class PathNet(Calibrated):
             state = trail[n][1]
             del trail[n+1:]
         else:
-            # fastai's image type would slow every op down
-            plain = x.as_subclass(torch.Tensor)
+            plain = as_plain(x)
             state = self.begin(torch.cat([self.calibration, plain]) if self.n_riders else plain)
             if trail is not None: trail[:] = [(x, state)]
         for i in range(n, len(steps)):

@@ -16,6 +16,7 @@ from torch import nn
 from .space import Arch, Op, SearchSpace, Step, loose_ends, make_graph
 from .presets import enas_lm, paper, released, robust
 from .fused import cell_fused, decode, fused_ops
+from .layers import as_plain
 
 # %% ../nbs/10_recurrent.ipynb #00000005
 class RNNode(NamedTuple):
@@ -172,7 +173,7 @@ def forward(self:_LM, x): # Word numbers [batch, time]
     nodes, (word,*ws) = self.path()
     emb = self.encoder.weight
     if self.training and self.embed_p: emb = emb*_mask(emb, (len(emb), 1), self.embed_p)
-    xs = F.embedding(x.as_subclass(torch.Tensor), emb)
+    xs = F.embedding(as_plain(x), emb)
     xs = self.input_dp(xs).transpose(0, 1) @ word  # [time, batch, 2H]
     h = self.memory(len(x), xs)
     mask = _mask(h, h.shape, self.hidden_p) if self.training and self.hidden_p else None
