@@ -191,8 +191,7 @@ def _check(learn, state):
         raise ValueError(f'epoch is {epoch} of {n}')
 
 # %% ../nbs/appendix/checkpoint.ipynb #0e140033
-def _what(o):
-    "A piece of a state in a few words."
+def _what(o): # in a few words
     if isinstance(o, torch.Tensor): return f'{o.dtype} {tuple(o.shape)}'
     return ' '.join(repr(o)[:40].split())
 
@@ -211,8 +210,8 @@ def _same_kind(there, here, name):
         raise ValueError(f'{name} is {_what(there)} in the file, a {kind} is needed')
     if kind=='dict':
         for k in here.keys() & there.keys(): _same_kind(there[k], here[k], f'{name}.{k}')
-    if kind=='list' and len(there)==len(here):
-        for a,b in zip(there, here): _same_kind(a, b, name)
+    for a,b in zip(there, here) if kind=='list' and len(there)==len(here) else ():
+        _same_kind(a, b, name)
 
 def _pairs(learn, state):
     "Callbacks with their states: the k-th of a name gets the k-th state of that name."
@@ -237,11 +236,11 @@ def _check_opt(opt):
     "Refuse a state of an optimiser whose shapes are not those of the parameters."
     opt = getattr(opt, 'opt', opt)
     states, torchs = opt.state, isinstance(opt, torch.optim.Optimizer)
-    if len(kept := {frozenset(o) for o in states.values() if o})>1:
+    if torchs and len(kept := {frozenset(o) for o in states.values() if o})>1:
         raise ValueError(f'weights have unlike states: {[sorted(o) for o in kept]}')
     for p,s in states.items():
         for k,v in s.items():
-            if _kind(v)=='number' and (k=='step' or not torchs): continue
+            if _kind(v) in ('number', 'bool') and (k=='step' or not torchs): continue
             if not isinstance(v, torch.Tensor) or (v.shape, v.dtype)!=(p.shape, p.dtype):
                 raise ValueError(f'{k} is {_what(v)} of weights {tuple(p.shape)}')
             if not v.isfinite().all(): raise ValueError(f'{k} is not finite')
