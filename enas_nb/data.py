@@ -9,7 +9,8 @@ __all__ = ['ImageNormalize', 'images_dls', 'open_test', 'digits_dls', 'split_val
            'CutOut', 'add_cutout', 'fashion_dls', 'cifar10_dls', 'Found', 'folder_dls', 'Measure', 'Task', 'ImageTask']
 
 # %% ../nbs/05_data.ipynb #1571e07b
-import gzip,hashlib,os
+import gzip,hashlib,math,os,warnings,zlib
+from contextlib import contextmanager
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -62,6 +63,7 @@ def _stats(x):
 def _check_images(name, x, y, vocab):
     "Refuse what are not uint8 images [n, C, H, W] with int64 labels [n] of `vocab`"
     n = len(vocab)
+    if n<2: raise ValueError(f'vocab is {list(vocab)}; at least 2 classes are needed')
     if x.dtype!=torch.uint8 or x.ndim!=4:
         raise ValueError(f'{name} images are {x.dtype} {tuple(x.shape)}; '
                          'uint8 [n, C, H, W] is needed')
@@ -77,34 +79,61 @@ def _picture(img, mode, size=None):
     "A PIL image upright, on white, of `mode` 'L' or 'RGB', cut to `size` (height, width)"
     img = ImageOps.exif_transpose(img)
     if img.mode=='F':
-        raise ValueError('its pixels are decimal numbers; 8 or 16 bits each are allowed')
-    if img.mode[0]=='I': img = Image.fromarray((np.asarray(img)>>8).clip(0, 255).astype(np.uint8))
+        raise ValueError('mode F, its pixels are decimal numbers; 8 or 16 bits each are allowed')
+    if img.mode[0]=='I':
+        o = np.asarray(img)
+        if not 0<=o.min()<=o.max()<2**16:
+            raise ValueError(f'mode {img.mode}, its pixels lie in {o.min()}..{o.max()}; '
+                             '16 bits allow 0..65535')
+        img = Image.fromarray((o>>8).astype(np.uint8))
     if img.getbands()[-1] in 'Aa' or 'transparency' in img.info:
         img = img.convert('RGBA')
         img = Image.alpha_composite(Image.new('RGBA', img.size, 'white'), img)
     img = img.convert(mode)
     return img if size is None else ImageOps.fit(img, size[::-1], Image.Resampling.BILINEAR)
 
-def _read_image(f, mode, size=None):
-    "`_picture` of a file"
-    with Image.open(f) as img:
+@contextmanager
+def _opened(f):
+    "The PIL image in a file, not yet decoded; only the formats of `_endings` are tried"
+    kinds = Image.registered_extensions()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')   # what matters is an error
+        with Image.open(f, formats=list({kinds[o] for o in _endings if o in kinds})) as img: yield img
+
+def _read_image(f, mode, size=None, most=2**25):
+    "`_picture` of a file; `ValueError` for more than `most` pixels"
+    with _opened(f) as img:
         if size: img.draft(None, size[::-1])   # of a large jpg no more is decoded than is needed
+        if img.width*img.height>most:
+            raise ValueError(f'{img.width}x{img.height} pixels; allowed are {most:,}')
         return _picture(img, mode, size)
+
+def _cannot(f, e):
+    "One line: file `f` is no image, because of the exception `e`"
+    f,why = str(f),(getattr(e, 'strerror', None) or str(e)).split('\n')[0][:100]
+    if len(f)>150: f = '...'+f[-147:]
+    return (f if f.isprintable() else ascii(f))+' cannot be read as an image'+(
+        f' ({why})' if why and not isinstance(e, UnidentifiedImageError) else '')
 
 class _ToImage(Transform):
     "A file, a PIL image, an array [H, W, C] or a tensor [C, H, W] as uint8 image of `shape`"
     def __init__(self, shape): store_attr()
     def encodes(self, o):
         c,h,w = self.shape
-        mode = 'L' if c==1 else 'RGB'
-        if isinstance(o, (str,Path,bytes)): o = _read_image(o, mode, (h,w))
-        elif isinstance(o, Image.Image): o = _picture(o, mode, (h,w))
-        if isinstance(o, Image.Image): o = np.array(o)
-        if isinstance(o, np.ndarray):
+        mode,read = 'L' if c==1 else 'RGB',None
+        if isinstance(o, (str,Path,bytes)): name,read = os.fsdecode(o),_read_image
+        elif isinstance(o, Image.Image): name,read = getattr(o, 'filename', '') or 'it',_picture
+        if read:
+            try: o = np.array(read(o, mode, (h,w)))
+            except Exception as e:
+                raise (FileNotFoundError if isinstance(e, FileNotFoundError) else ValueError)(
+                    _cannot(name, e)) from None
+        if isinstance(o, np.ndarray) and o.ndim in (2,3):
             o = torch.from_numpy(o.reshape(*o.shape[:2], -1).copy()).permute(2,0,1)
-        if o.dtype!=torch.uint8 or tuple(o.shape)!=(c,h,w):
-            raise ValueError(f'an image of {o.dtype} {tuple(o.shape)} where uint8 {(c,h,w)} '
-                             'is needed; resize or convert it first')
+        if getattr(o, 'dtype', None)!=torch.uint8 or tuple(o.shape)!=(c,h,w):
+            what = f'{o.dtype} {tuple(o.shape)}' if hasattr(o, 'dtype') else type(o).__name__
+            raise ValueError(f'an image of {what} where uint8 {(c,h,w)} is needed; '
+                             'resize or convert it first')
         return o.as_subclass(TensorImageBW if c==1 else TensorImage)
 
 # %% ../nbs/05_data.ipynb #0000000c
@@ -121,8 +150,12 @@ def images_dls(
     path='.',        # where a Learner will save
 ) -> MemoryDataLoaders:
     "Fastai `DataLoaders` over images in memory"
+    train,valid = [[torch.as_tensor(o) for o in xy] for xy in (train,valid)]
     for name,xy in (('training',train),('validation',valid)): _check_images(name, *xy, vocab)
     shape,classes = tuple(train[0].shape[1:]),Categorize(vocab, sort=False)
+    if shape!=(other := tuple(valid[0].shape[1:])):
+        raise ValueError(f'training images are {shape}, validation images are {other}: '
+                         'channels, height and width must be the same')
     classes.c = len(vocab)
     types  = (TensorImageBW if shape[0]==1 else TensorImage, TensorCategory)
     # empty: it knows what the tensors mean
@@ -278,11 +311,20 @@ def add_cutout(
 _fashion = 'T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot'.split(',')
 _debian  = Path('/usr/share/datasets/fashion-mnist')
 
-def _idx(f):
-    "The tensor in an IDX file, gzipped or not"
-    b = (gzip.open(f) if f.suffix=='.gz' else open(f, 'rb')).read()
-    return torch.from_numpy(np.frombuffer(b, np.uint8, offset=4+4*b[3])
-                            .reshape(np.frombuffer(b, '>i4', b[3], 4)).copy())
+def _idx(f, ndim):
+    "The bytes in an IDX file, gzipped or not, as a tensor of `ndim` dimensions"
+    try:
+        with (gzip.open if f.suffix=='.gz' else open)(f, 'rb') as o:
+            head  = o.read(4+4*ndim)
+            shape = np.frombuffer(head, '>u4', offset=4).astype(int).tolist()
+            if head[:4]!=bytes([0,0,8,ndim]) or len(shape)<ndim or (n := math.prod(shape))>2**31:
+                raise ValueError(f'its head is {head.hex()}')
+            if len(b := o.read(n+1))!=n:
+                raise ValueError(f'{shape} are {n:,} bytes, and it has '
+                                 + (f'{len(b):,}' if len(b)<n else 'more'))
+    except (OSError,EOFError,ValueError,zlib.error) as e:
+        raise ValueError(f'{f} is no whole IDX file of bytes with {ndim} dimensions ({e})') from None
+    return torch.frombuffer(bytearray(b), dtype=torch.uint8).view(shape)
 
 def _fashion_files(path=None):
     "Where Fashion-MNIST's files `{train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]` are"
@@ -296,7 +338,9 @@ def _fashion_files(path=None):
 
 def _fashion_xy(path, part):
     "Images [n, 1, 28, 28] and labels [n] of `part` ('train' or 't10k')"
-    x,y = [_idx(min(path.glob(f'{part}-{o}-ubyte*'))) for o in ('images-idx3','labels-idx1')]
+    x,y = [_idx(min(path.glob(f'{part}-{o}-idx{n}-ubyte*'), default=path/f'{part}-{o}'), n)
+           for o,n in (('images',3),('labels',1))]
+    if len(x)!=len(y): raise ValueError(f'{path}: {len(x)} images and {len(y)} labels of {part}')
     return x[:,None],y.long()
 
 # %% ../nbs/05_data.ipynb #5d0a4b23
@@ -387,11 +431,9 @@ def _no_classes(folder, train, classes, vocab):
 def _each(files, read):
     "`read` of each of (file, label) pairs; `ValueError` names one that fails, counts the others"
     res,bad = [],[]
-    def why(e): return '' if isinstance(e, UnidentifiedImageError) else f' ({e})'
     for f,_ in files:
         try: res.append(read(f))
-        except Exception as e:   # a broken file fails in many ways
-            bad.append(f'{f} cannot be read as an image'+why(e))
+        except Exception as e: bad.append(_cannot(f, e))   # a broken file fails in many ways
     if bad: raise ValueError(bad[0]+(f', nor can {len(bad)-1} others of {len(files)} files'
                                      if len(bad)>1 else ''))
     return res
@@ -504,7 +546,7 @@ def _folder_parts(path, size, files, key):
     every = [o for v in files.values() for o in v]
     def decode():
         def shape(f):
-            with Image.open(f) as img: return img.size[::-1]
+            with _opened(f) as img: return img.size[::-1]
         sizes = torch.tensor(_each(every, shape))
         hw = [size]*2 if size else _common_size(sizes)
         if (need := len(every)*hw[0]*hw[1]*3)>2**32:

@@ -147,6 +147,8 @@ class MemoryDL(TfmdDL):
         if not isinstance(dataset, MemoryDataset):
             raise TypeError(f'a MemoryDL reads a MemoryDataset, not {type(dataset).__name__}; '
                             'see `memory_dls`')
+        if not (hasattr(bs, '__index__') and bs>0):
+            raise ValueError(f'bs is {bs!r}, allowed is an integer of 1 or more')
         self.seed,self.epoch = seed,0
         # fastai's `DataLoader` draws a seed for an order that is not used here
         state = random.getstate()
@@ -280,7 +282,10 @@ class MemoryDataLoaders(DataLoaders):
         if not isinstance(test_items, MemoryDataset):
             tensors = _stacked(test_items, with_labels)
             if tensors is None: tensors = self._piped(test_items, rm_type_tfms, with_labels)
-            k = len(tensors)
+            k,kind = len(tensors),lambda t: (str(t.dtype), *t.shape[1:])
+            if (got := [*map(kind, tensors)])!=(kept := [*map(kind, ds.tensors[:k])]):
+                raise ValueError(f'test items are {got}, but {kept} are needed, '
+                                 'as in the training data')
             source = (ds.source if k==len(ds.types) else
                       Datasets(tls=ds.source.tls[:k], n_inp=ds.n_inp))
             test_items = MemoryDataset(tensors, ds.types[:k], source, 1)
