@@ -10,7 +10,7 @@ __all__ = ['evaluates', 'score_batch', 'Supernet', 'omega', 'SearchCallback', 'C
 
 # %% ../nbs/12_search.ipynb #00000006
 import inspect, math, warnings
-from itertools import combinations
+from itertools import combinations, islice
 from contextlib import contextmanager, nullcontext
 from functools import partial
 import numpy as np, torch
@@ -341,6 +341,9 @@ def _riders(dl, n=256):
     "Training images, not augmented. A recalibrated network evaluates with their statistics."
     n, generator = min(n, len(dl.dataset)), rng(0, 'calibration')
     if isinstance(dl, MemoryDL): return random_batch(dl, n, generator)[0].as_subclass(Tensor)
+    if not dl.indexed: # its items are the batches of another loader
+        with dl.dataset.set_split_idx(1): # as many as it takes
+            return torch.cat([b[0] for b in islice(dl, -(-256//dl.one_batch()[0].shape[0]))])[:256].as_subclass(Tensor)
     idxs = torch.randperm(len(dl.dataset), generator=generator)[:n].tolist()
     with dl.dataset.set_split_idx(1):
         batches = [b[0] for b in dl.new(get_idxs=lambda: idxs, drop_last=False)]
@@ -401,7 +404,7 @@ def learner_args(part, # The search or final part of a preset
 
 # %% ../nbs/12_search.ipynb #3608cb62
 def search_learner(
-    dls, # Image or language-model `DataLoaders`; `valid` is split into `reward` and `select`
+    dls, # Image or language-model `DataLoaders`, or a pair of loaders of images; `valid` is halved
     space:SearchSpace, # The space to search
     net=None, # A shared network of your own, with an `arch` to set; default `space.shared_net(...)`
     preset=None, # A `Preset`, or the name of one; the space's default if None
@@ -415,10 +418,10 @@ def search_learner(
     **kwargs, # Sizes of the network (`width`, `n_layers`, ...) and arguments of `Learner`
 )->Learner:
     "A fastai `Learner` that trains the shared weights ω and the policy θ (paper, 2.2)."
-    task = find_task(dls)
+    task = find_task(dls).expect(loss_func, n_out)
     preset = pick_preset(preset, space, task.name)
     if warmup is not None: preset = preset.override(controller=dict(warmup=warmup))
-    part, (learner, sizes), n_out = preset.search, split_kwargs(kwargs), n_out or task.n_out
+    part, (learner, sizes), n_out = preset.search, split_kwargs(kwargs), task.n_out
     if net is None:
         net = build_net(space.shared_net, task.n_in, n_out, **space.sizes(part) | sizes)
     elif sizes: raise TypeError(f"the network is given, so {', '.join(sizes)} cannot be set")
