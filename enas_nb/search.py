@@ -341,9 +341,10 @@ def _riders(dl, n=256):
     "Training images, not augmented. A recalibrated network evaluates with their statistics."
     n, generator = min(n, len(dl.dataset)), rng(0, 'calibration')
     if isinstance(dl, MemoryDL): return random_batch(dl, n, generator)[0].as_subclass(Tensor)
-    if not dl.indexed: # its items are the batches of another loader
-        with dl.dataset.set_split_idx(1): # as many as it takes
-            return torch.cat([b[0] for b in islice(dl, -(-256//dl.one_batch()[0].shape[0]))])[:256].as_subclass(Tensor)
+    if not dl.indexed: # its items are the batches of another loader: as many as it takes
+        with dl.dataset.set_split_idx(1):
+            few = islice(dl, -(-256//len(dl.one_batch()[0])))
+            return torch.cat([b[0] for b in few])[:256].as_subclass(Tensor)
     idxs = torch.randperm(len(dl.dataset), generator=generator)[:n].tolist()
     with dl.dataset.set_split_idx(1):
         batches = [b[0] for b in dl.new(get_idxs=lambda: idxs, drop_last=False)]
