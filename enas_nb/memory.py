@@ -6,22 +6,28 @@ Docs: https://enas-nb.github.io/enas_nb/appendix/memory.html.md"""
 
 # %% auto #0
 __all__ = ['rng', 'random_state', 'set_random_state', 'keep_random', 'MemoryDataset', 'BatchRandom', 'MemoryDL', 'DataEpoch',
-           'MemoryDataLoaders', 'cache_valid', 'memory_dls', 'random_batch']
+           'MemoryDataLoaders', 'fastai_dls', 'keep_classes', 'with_valid', 'first_batch', 'check_images',
+           'cache_valid', 'memory_dls', 'random_batch']
 
 # %% ../nbs/appendix/memory.ipynb #0c055712
 import hashlib,random
-from contextlib import nullcontext
+from contextlib import contextmanager,nullcontext
+from copy import copy
 from functools import partial
 from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
-from fastcore.all import GetAttr,L,ifnone,merge,patch,store_attr
+from torch.utils import data
+from torch.utils.data import IterableDataset
+from fastcore.all import GetAttr,L,ifnone,is_listy,merge,patch,store_attr
 from fasttransform import ItemTransform,Transform
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders,Datasets,TfmdDL,test_set
-from fastai.torch_core import no_random,to_device
+from fastai.data.load import DataLoader,fa_convert
+from fastai.torch_core import (TensorCategory,TensorImage,TensorImageBW,default_device,
+                               explode_types,no_random,to_device)
 from fastai.vision.augment import RandTransform
 
 # %% ../nbs/appendix/memory.ipynb #9a14d9c7
@@ -70,7 +76,15 @@ def keep_random(
     dls, # fastai `DataLoaders`
 ):
     "A function that puts all random states back as they are now"
-    return partial(set_random_state, dls, random_state(dls))
+    # loaders of PyTorch may have generators; see `fastai_dls`
+    theirs = [getattr(getattr(dl, 'dataset', None), 'o', dl) for dl in dls.loaders]
+    theirs = [getattr(o, 'generator', None) for dl in theirs
+              for o in (dl, getattr(dl, 'sampler', None))]
+    own,state = [(o, o.get_state()) for o in theirs if o is not None],random_state(dls)
+    def restore():
+        set_random_state(dls, state)
+        for o,was in own: o.set_state(was)
+    return restore
 
 # %% ../nbs/appendix/memory.ipynb #02776aef
 def _rows(t, idxs):
@@ -147,6 +161,8 @@ class MemoryDL(TfmdDL):
         if not isinstance(dataset, MemoryDataset):
             raise TypeError(f'a MemoryDL reads a MemoryDataset, not {type(dataset).__name__}; '
                             'see `memory_dls`')
+        if not (hasattr(bs, '__index__') and bs>0):
+            raise ValueError(f'bs is {bs!r}, allowed is an integer of 1 or more')
         self.seed,self.epoch = seed,0
         # fastai's `DataLoader` draws a seed for an order that is not used here
         state = random.getstate()
@@ -229,7 +245,7 @@ class DataEpoch(Callback):
 
 # %% ../nbs/appendix/memory.ipynb #9f627989
 def _collect(dl):
-    "All batches of `dl` as one tuple of tensors, and their fastai types"
+    "All batches of `dl` as one tuple of tensors, their fastai types, and how many make a batch"
     try: batches = [b if isinstance(b, (tuple,list)) else (b,) for b in dl]
     except RuntimeError as e:
         raise ValueError('items of different shapes cannot share a tensor; '
@@ -244,7 +260,7 @@ def _collect(dl):
         raise ValueError('only tuples of equally long tensors can be kept in memory, '
                          f'not {[type(o).__name__ for o in first]}')
     return (tuple(torch.cat([o.as_subclass(Tensor) for o in part]) for part in zip(*batches)),
-            tuple(type(o) for o in first))
+            tuple(type(o) for o in first),len(first[0]))
 
 class _Decode(ItemTransform):
     "For batches that are transformed already: undoes `pipe` when they are shown"
@@ -280,7 +296,10 @@ class MemoryDataLoaders(DataLoaders):
         if not isinstance(test_items, MemoryDataset):
             tensors = _stacked(test_items, with_labels)
             if tensors is None: tensors = self._piped(test_items, rm_type_tfms, with_labels)
-            k = len(tensors)
+            k,kind = len(tensors),lambda t: (str(t.dtype), *t.shape[1:])
+            if (got := [*map(kind, tensors)])!=(kept := [*map(kind, ds.tensors[:k])]):
+                raise ValueError(f'test items are {got}, but {kept} are needed, '
+                                 'as in the training data')
             source = (ds.source if k==len(ds.types) else
                       Datasets(tls=ds.source.tls[:k], n_inp=ds.n_inp))
             test_items = MemoryDataset(tensors, ds.types[:k], source, 1)
@@ -297,40 +316,211 @@ class MemoryDataLoaders(DataLoaders):
                      after_batch=whole[0] if whole else [], device=dl.device, do_setup=False)
         return _collect(raw)[0]
 
+# %% ../nbs/appendix/memory.ipynb #7d1e0a02
+class _Part(GetAttr):
+    "A data set, or a loader, with the part that it is for: 0 to train, 1 to validate"
+    _default = 'o'
+    def __init__(self, o, split_idx): self.o,self.split_idx = o,split_idx
+    def __len__(self): return len(self.o)
+    def __iter__(self): return iter(self.o)
+    def __getitem__(self, i): return self.o[i]
+    def new_empty(self): return type(self)([], self.split_idx)
+    @contextmanager
+    def set_split_idx(self, i):
+        was,self.split_idx = self.split_idx,i
+        try: yield self
+        finally: self.split_idx = was
+
+class _OuterDL(TfmdDL):
+    "A fastai loader whose items are the batches of another loader"
+    _n_inp,_methods = 1,[o for o in TfmdDL._methods if o!='get_idxs']
+    @property
+    def get_idxs(self): raise AttributeError('only the other loader knows the order')
+    def __iter__(self):
+        self.before_iter()
+        for b in map(fa_convert, self.dataset):
+            yield self.after_batch(b if self.device is None else to_device(b, self.device))
+    def one_batch(self): return next(iter(self))
+    def _one_pass(self): self._types = explode_types(self.one_batch())
+
+class _Typed(ItemTransform):
+    "Images and their targets with the types of fastai; images are floats, classes are int64"
+    order = 11   # after fastai's own division by 255
+    def encodes(self, b):
+        if not (is_listy(b) and len(b)==2 and all(isinstance(o, Tensor) for o in b)
+                and b[0].ndim==4): return b
+        x,y = b
+        if x.dtype==torch.uint8: x = x.float().div_(255)
+        elif x.is_floating_point(): x = x.float()
+        if y.is_floating_point(): y = y.float() if y.ndim>1 else y.float()[:,None]
+        elif y.ndim==1 or y.shape[1:]==(1,): y = TensorCategory(y.long().flatten())
+        return x.as_subclass(TensorImageBW if x.shape[1]==1 else TensorImage),y
+
+# %% ../nbs/appendix/memory.ipynb #7d1e0a09
+def _whole(dl, **kwargs):
+    "`dl` in order, with nothing left out"
+    if isinstance(dl, _OuterDL):
+        return dl.new(_Part(_whole(dl.dataset.o), dl.dataset.split_idx), **kwargs)
+    if isinstance(dl, DataLoader):
+        return dl.new(shuffle=False, drop_last=False, num_workers=0, **kwargs)
+    if getattr(dl, 'batch_size', None) is None: return dl
+    sampler = None if isinstance(dl.dataset, IterableDataset) else dl.sampler
+    return data.DataLoader(dl.dataset, dl.batch_size, sampler=sampler, collate_fn=dl.collate_fn)
+
+def _habits(part, frozen):
+    "Does the loader in a `_Part` shuffle, and leave out a last batch? Refuses odd samplers"
+    dl,sampler = part.o,getattr(part.o, 'sampler', None)
+    if getattr(dl, 'batch_size', 0) is None and dl.batch_sampler is not None:
+        sampler = getattr(dl.batch_sampler, 'sampler', None)
+    if isinstance(dl, DataLoader): return dl.shuffle,dl.drop_last
+    known = (data.SequentialSampler,data.RandomSampler,data.SubsetRandomSampler)
+    if not frozen and isinstance(sampler, data.Sampler) and (
+            getattr(sampler, 'replacement', False) or type(sampler) not in known
+            and not isinstance(dl.dataset, IterableDataset)):
+        raise ValueError(f'a {type(sampler).__name__} draws anew in each epoch, and memory would '
+                         'keep one draw; give the loaders to a Learner as they are')
+    return (part.split_idx==0 and not isinstance(sampler, data.SequentialSampler),
+            getattr(dl, 'drop_last', False))
+
+# %% ../nbs/appendix/memory.ipynb #7d1e0a03
+def _fastai_dl(dl, i):
+    "`dl` as a loader of fastai whose data set knows its part, `i`"
+    bs = getattr(dl, 'bs', 1)
+    if bs is not None and not (hasattr(bs, '__index__') and bs>0):
+        raise ValueError(f'bs is {bs!r}, allowed is an integer of 1 or more')
+    if isinstance(dl, TfmdDL):
+        if type(dl)!=TfmdDL or hasattr(dl.dataset, 'split_idx'): return dl
+        after = [_Typed(), *dl.after_batch.fs]
+        return dl.new(_Part(dl.dataset, i), after_batch=after, device=dl.device)
+    if not hasattr(dl, '__iter__'):
+        raise TypeError(f'a loader is a {type(dl).__name__}, and that gives no batches')
+    return _OuterDL(_Part(_whole(dl) if i else dl, i), bs=None, indexed=False, num_workers=0,
+                    after_batch=_Typed(), do_setup=False)
+
+def _classes(dl):
+    "The names of the classes that a data set of PyTorch knows, if any"
+    while (dl := getattr(dl, 'dataset', None)) is not None:
+        if names := getattr(dl, 'classes', None): return list(names)
+
+def fastai_dls(
+    dls, # fastai `DataLoaders` of any loaders, or a pair of loaders; `TypeError` for others
+) -> DataLoaders: # `dls` itself if its loaders are fastai's, over its data sets
+    "`DataLoaders` that fastai's transforms work on, whoever made the loaders"
+    if isinstance(dls, (tuple,list,L)): dls = DataLoaders(*dls)
+    if not isinstance(dls, DataLoaders) or len(dls.loaders)<2:
+        raise TypeError(f'dls is a {type(dls).__name__}; fastai `DataLoaders` are needed, '
+                        'or a pair of loaders, to train and to validate')
+    loaders = [_fastai_dl(dl, i) for i,dl in enumerate(dls.loaders)]
+    if all(a is b for a,b in zip(loaders, dls.loaders)): return dls
+    res = copy(dls)
+    res.loaders = loaders
+    res.device = ifnone(getattr(dls, 'device', None), default_device())
+    names = None if hasattr(res, 'vocab') else _classes(dls.train)
+    if names: res.vocab = names
+    return res
+
+# %% ../nbs/appendix/memory.ipynb #7d1e0a0a
+def keep_classes(
+    res, # new `DataLoaders`
+    dls, # those that they were made of
+):
+    "`res` with the `vocab` and the `c` that `dls` was told; fastai's data sets know them anyway"
+    vars(res).update({k: v for k,v in vars(dls).items() if k in ('vocab','c')})
+    return res
+
+def with_valid(
+    dls,   # any `DataLoaders`; left as they are
+    valid, # a `MemoryDL`
+) -> MemoryDataLoaders:
+    "`dls` with another validation set"
+    res = MemoryDataLoaders(dls.train, valid, path=dls.path)
+    res.device,res.test_source = getattr(dls, 'device', None),getattr(dls, 'test_source', None)
+    return keep_classes(res, dls)
+
+# %% ../nbs/appendix/memory.ipynb #7d1e0a06
+def first_batch(
+    dls, # of `fastai_dls`
+    i,   # 0: training, 1: validation
+) -> tuple: # inputs and targets; `ValueError` if there is no such batch
+    "The first batch of a loader; moves no random state"
+    part,dl,restore = ('training','validation')[i],dls.loaders[i],keep_random(dls)
+    try: n = len(dl)
+    except TypeError:
+        raise ValueError(f'the {part} loader has no length; '
+                         'its data set needs a `__len__`') from None
+    if n<1:
+        raise ValueError(f'the {part} loader has no batches: no items, or fewer than its batch '
+                         'size and `drop_last`')
+    try: b = dl.one_batch()
+    except Exception as e:
+        why = (str(e).strip() or type(e).__name__).split('\n')[0][:150]
+        raise ValueError(f'the {part} loader fails at its first batch: {why}') from e
+    finally: restore()
+    if not (isinstance(b, (tuple,list)) and len(b)==2 and all(isinstance(o, Tensor) for o in b)):
+        what = ('of '+', '.join(type(o).__name__ for o in b) if isinstance(b, (tuple,list)) else
+                f'a {type(b).__name__}')
+        raise ValueError(f'a {part} batch is {what[:100]}; a pair of tensors is needed, inputs '
+                         'and targets')
+    if len(b[0])!=len(b[1]):
+        raise ValueError(f'a {part} batch has {len(b[0])} inputs and {len(b[1])} targets')
+    return b
+
+# %% ../nbs/appendix/memory.ipynb #7d1e0a07
+def check_images(
+    x, # images of a training batch
+    y, # their targets
+    v, # images of a validation batch
+    w, # their targets
+):
+    "Refuse with a `ValueError` images and targets that no network can train on"
+    if not x.is_floating_point():
+        raise ValueError(f'images are {x.dtype}; decimal numbers are needed, as `IntToFloatTensor` '
+                         'among the batch transforms makes them')
+    if x.shape[-1] in (1,3,4) and x.shape[1]>4:
+        raise ValueError(f'a batch is {tuple(x.shape)}; channels come before height and width, '
+                         'as `x.permute(0,3,1,2)` puts them')
+    if x.shape[1:]!=v.shape[1:]:
+        raise ValueError(f'training images are {tuple(x.shape[1:])}, validation images are '
+                         f'{tuple(v.shape[1:])}: channels, height and width must be the same')
+    if not (x.isfinite().all() and v.isfinite().all()):
+        raise ValueError('there are pixels that are no finite numbers')
+    whole = not y.is_floating_point()
+    if whole and y.ndim>1 or y.dtype!=w.dtype or y.shape[1:]!=w.shape[1:]:
+        raise ValueError(f'targets are {y.dtype} {tuple(y.shape)}, {w.dtype} {tuple(w.shape)} to '
+                         'validate; classes are integers [n], other targets are decimal numbers')
+
 # %% ../nbs/appendix/memory.ipynb #74b2a0d8
 def _memory_dl(dl, transformed, seed):
     "Everything that `dl` yields, before its batch transforms or after, as a `MemoryDL`"
     if isinstance(dl, MemoryDL): return dl
-    fastai,raw = isinstance(dl, TfmdDL),dl
+    plain = {} if transformed else dict(after_batch=[])
     with no_random(_seed(seed, 'cache'), reproducible=False):
-        if fastai:
-            plain = {} if transformed else dict(after_batch=[])
-            raw = dl.new(shuffle=False, drop_last=False, num_workers=0, **plain)
-        tensors,types = _collect(raw)
-    empty  = getattr(dl.dataset, 'new_empty', None)
-    source = empty() if empty else Datasets([], [None]*len(types), do_setup=False)
+        tensors,types,bs = _collect(_whole(dl, **plain))
+    known = hasattr(dl.dataset, 'new_empty') and not isinstance(dl.dataset, _Part)
+    source = dl.dataset.new_empty() if known else Datasets([], [None]*len(types), do_setup=False)
     ds = MemoryDataset(tensors, types, source, getattr(dl.dataset, 'split_idx', None))
-    args = dict(bs=ifnone(dl.bs if fastai else dl.batch_size, 64))
-    if fastai:
-        after = [_Decode(dl.after_batch)] if transformed else dl.after_batch
-        args |= dict(shuffle=dl.shuffle, after_item=dl.after_item, before_batch=dl.before_batch,
-                     after_batch=after, device=dl.device)
-    return MemoryDL(ds, seed=seed, drop_last=dl.drop_last, do_setup=False, **args)
+    after = [_Decode(dl.after_batch)] if transformed else dl.after_batch
+    shuffle,drop_last = (dl.shuffle,dl.drop_last) if dl.bs else _habits(dl.dataset, transformed)
+    return MemoryDL(ds, bs=ifnone(dl.bs, bs), seed=seed, shuffle=shuffle, drop_last=drop_last,
+                    after_item=dl.after_item, before_batch=dl.before_batch, after_batch=after,
+                    device=dl.device, do_setup=False)
 
 def cache_valid(
     dls,    # any `DataLoaders` whose batches are tuples of tensors with equal first dimension
     seed=0, # of anything random in the validation pipeline
 ) -> MemoryDL:
     "The validation data of `dls`, their whole pipeline run once and kept in memory"
-    return _memory_dl(dls.valid, True, seed)
+    return _memory_dl(fastai_dls(dls).valid, True, seed)
 
 def memory_dls(
     dls,    # any `DataLoaders` whose items have one shape
     seed=0, # of what is random in the item transforms, then of order and augmentation
 ) -> MemoryDataLoaders:
     "The items of `dls` kept in memory; their batch transforms run on each batch as before"
-    loaders = [_memory_dl(o, False, seed) for o in dls.loaders]
-    return MemoryDataLoaders(*loaders, path=dls.path, device=getattr(dls, 'device', None))
+    dls = fastai_dls(dls)
+    res = MemoryDataLoaders(*[_memory_dl(o, False, seed) for o in dls.loaders], path=dls.path,
+                            device=ifnone(getattr(dls, 'device', None), default_device()))
+    return keep_classes(res, dls)
 
 # %% ../nbs/appendix/memory.ipynb #3b218156
 def random_batch(

@@ -31,7 +31,7 @@ class StepRatio(Callback):
 
 # %% ../nbs/13_retrain.ipynb #00000009
 def arch_learner(
-    dls, # Any fastai image or language-model `DataLoaders`
+    dls, # Any image or language-model `DataLoaders`, or a pair of loaders of images
     arch:Arch, # The architecture
     preset=None, # A `Preset`, or the name of one; the space's default if None
     cutout=None, # Side of CutOut's square in pixels, 0: no CutOut; the preset's by default
@@ -45,12 +45,11 @@ def arch_learner(
     if not isinstance(arch, Arch):
         raise TypeError(f'arch is a {type(arch).__name__}, but an `Arch` is needed: '
                         '`space.parse(text)` or `learn.derive()` gives one')
-    task, space = find_task(dls), arch.space
+    task, space = find_task(dls).expect(loss_func, n_out), arch.space
     preset, (learner, sizes) = pick_preset(preset, space, task.name), split_kwargs(kwargs)
     part = preset.final
-    net = build_net(space.final_net, arch, task.n_in, task.n_out if n_out is None else n_out,
-                    **space.sizes(part) | sizes)
-    cutout = part.cutout if cutout is None else cutout
+    net = build_net(space.final_net, arch, task.n_in, task.n_out, **space.sizes(part) | sizes)
+    dls, cutout = task.dls, part.cutout if cutout is None else cutout
     if cutout: dls = add_cutout(dls, cutout)
     if metrics is None: metrics = task.metric()
     learn = Learner(dls, net.to(memory_format=torch.channels_last), metrics=metrics,

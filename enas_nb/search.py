@@ -10,7 +10,7 @@ __all__ = ['evaluates', 'score_batch', 'Supernet', 'omega', 'SearchCallback', 'C
 
 # %% ../nbs/12_search.ipynb #00000006
 import inspect, math, warnings
-from itertools import combinations
+from itertools import combinations, islice
 from contextlib import contextmanager, nullcontext
 from functools import partial
 import numpy as np, torch, torch.nn.functional as F
@@ -28,8 +28,7 @@ from .controller import Controller
 from .alarms import count_choices, search_alarms, turn_stats
 from .reinforce import Reinforce, all_finite, ranks
 from .memory import MemoryDL, keep_random, random_batch, rng
-from .data import ImageTask
-from .text import TextTask, find_task
+from .text import find_task
 from .checkpoint import (_about, check_state, learn_state, load_learn_state, read_state,
                                 write_state)
 from .cost import count_params
@@ -355,6 +354,10 @@ def _riders(dl, n=256):
     "Training images, not augmented. A recalibrated network evaluates with their statistics."
     n, generator = min(n, len(dl.dataset)), rng(0, 'calibration')
     if isinstance(dl, MemoryDL): return random_batch(dl, n, generator)[0].as_subclass(Tensor)
+    if not dl.indexed: # its items are the batches of another loader: as many as it takes
+        with dl.dataset.set_split_idx(1):
+            few = islice(dl, -(-256//len(dl.one_batch()[0])))
+            return torch.cat([b[0] for b in few])[:256].as_subclass(Tensor)
     idxs = torch.randperm(len(dl.dataset), generator=generator)[:n].tolist()
     with dl.dataset.set_split_idx(1):
         batches = [b[0] for b in dl.new(get_idxs=lambda: idxs, drop_last=False)]
@@ -427,7 +430,7 @@ def learner_args(part, # The search or final part of a preset
 
 # %% ../nbs/12_search.ipynb #3608cb62
 def search_learner(
-    dls, # Image or language-model `DataLoaders`; `valid` is split into `reward` and `select`
+    dls, # Image or language-model `DataLoaders`, or a pair of loaders of images; `valid` is halved
     space:SearchSpace, # The space to search
     net=None, # A shared network of your own, with an `arch` to set; default `space.shared_net(...)`
     preset=None, # A `Preset`, or the name of one; the space's default if None
@@ -441,11 +444,11 @@ def search_learner(
     **kwargs, # Sizes of the network (`width`, `n_layers`, ...) and arguments of `Learner`
 )->Learner:
     "A fastai `Learner` that trains the shared weights ω and the policy θ (paper, 2.2)."
-    task = find_task(dls)
+    task = find_task(dls).expect(loss_func, n_out)
     preset = pick_preset(preset, space, task.name)
     if warmup is not None: preset = preset.override(controller=dict(warmup=warmup))
     part, (learner, sizes) = preset.search, split_kwargs(kwargs)
-    n_out, seed = task.n_out if n_out is None else n_out, _int(seed, 'seed', 0)
+    n_out, seed = task.n_out, _int(seed, 'seed', 0)
     if net is None:
         net = build_net(space.shared_net, task.n_in, n_out, **space.sizes(part) | sizes)
     elif sizes: raise TypeError(f"the network is given, so {', '.join(sizes)} cannot be set")
@@ -460,7 +463,7 @@ def search_learner(
     learn = Learner(dls, model, metrics=[*L(metrics), *_values(search, parts)],
                     cbs=[search, ChildCallback(), RepeatCallback(), *parts, *L(cbs)], **dict(
                         splitter=omega) | learner_args(part, task, loss_func) | learner)
-    learn.part, model.like = part, (task.n_in, n_out)
+    learn.part, learn.scores, model.like = part, task.scores, (task.n_in, n_out)
     learn.about = _about(dls, preset, net, sizes, space=space.to_dict(), seed=seed)
     if isinstance(net, Calibrated) and net.bn_eval=='recalibrated':
         net.calibrate(_riders(learn.dls.train))
@@ -481,7 +484,7 @@ def _pieces(metric, size):
 @patch
 def _metric(self:Learner, metric):
     "The function for `metric`, and whether it is a mean over images."
-    named = (TextTask if self.part.task=='text' else ImageTask).scores
+    named = self.scores
     metric = self.search.reward if metric is None else _score('metric', metric, named)
     return metric, self.part.task=='images' and metric in named.values()
 

@@ -5,6 +5,7 @@ import numpy as np, pytest, torch
 from fastai.data.core import DataLoaders
 from fastai.vision.all import (ImageDataLoaders,Learner,Normalize,RandomResizedCrop,Resize,TensorCategory,TensorImage,
                                aug_transforms,accuracy,get_random_states,imagenet_stats,load_learner,nn)
+from fastcore.basics import ifnone
 from hypothesis import given,settings,strategies as st
 from PIL import Image
 from torch.nn import functional as F
@@ -74,7 +75,7 @@ def test_keep_random_puts_every_stream_back(folder):
 @settings(max_examples=40, deadline=None)
 @given(n=st.integers(1,40), bs=st.integers(1,17), shuffle=st.booleans(), drop=st.booleans(), epoch=st.integers(0,5), seed=st.integers(0,9))
 def test_a_pass_sees_each_item_once(n, bs, shuffle, drop, epoch, seed):
-    dl = toy(n=n, k=1, bs=bs, drop_last=drop, seed=seed).train.new(shuffle=shuffle)
+    dl = toy(n=n, k=2, bs=bs, drop_last=drop, seed=seed).train.new(shuffle=shuffle)
     dl = MemoryDL(MemoryDataset((noise(n), torch.arange(n)), dl.dataset.types, dl.dataset.source), bs=bs, shuffle=shuffle, drop_last=drop, seed=seed)
     dl.epoch = epoch
     ys = [y for _,y in dl]
@@ -319,6 +320,67 @@ def test_fashion_subset_and_errors(tmp_path):
     assert set(keys(fashion_dls(n_valid=200, n_train=50).valid_ds.tensors[0]))==set(keys(dls.valid_ds.tensors[0]))
     with pytest.raises(ValueError, match=r'n_train=5 of 59800 images in 10 classes; allowed: 10\.\.59790'): fashion_dls(n_train=5, n_valid=200)
     with pytest.raises(FileNotFoundError, match='no Fashion-MNIST in'): fashion_dls(path=tmp_path)
+
+def idx(x, dtype=8): return bytes([0,0,dtype,x.ndim])+np.array(x.shape, '>u4').tobytes()+x.astype(np.uint8).tobytes()
+def clothes(path, n=40, images=None, labels=None, zipped=False):
+    "A little Fashion-MNIST"
+    import gzip
+    path.mkdir(exist_ok=True)
+    for part in ('train','t10k'):
+        for name,b in (('images-idx3',ifnone(images, idx(noise(n,1,28)[:,0].numpy()))), ('labels-idx1',ifnone(labels, idx(np.arange(n)%10)))):
+            (path/f'{part}-{name}-ubyte{".gz" if zipped else ""}').write_bytes(gzip.compress(b) if zipped else b)
+    return path
+
+@pytest.mark.parametrize('zipped', [False,True])
+def test_idx_files(tmp_path, zipped):
+    dls = fashion_dls(path=clothes(tmp_path/'x', zipped=zipped), n_valid=10, device='cpu')
+    assert [len(dls.train_ds), len(dls.valid_ds), len(open_test(dls).dataset)]==[30,10,40]
+    assert set(keys(open_test(dls).dataset.tensors[0]))==set(keys(noise(40,1,28)))
+
+GOOD = idx(noise(40,1,28)[:,0].numpy())
+@pytest.mark.parametrize('b', [b'', b'\0\0\x08', GOOD[:10], GOOD[:-1], GOOD+b'1', b'\x89PNG'+GOOD[4:], idx(np.zeros((40,28,28)), 13), idx(np.zeros((40,784))), b'\0\0\x08\x03'+b'\xff'*12+b'1234'])
+def test_a_short_idx_file_is_named(tmp_path, b):
+    with pytest.raises(ValueError, match='train-images-idx3-ubyte is no whole IDX file of bytes with 3 dimensions') as e: fashion_dls(path=clothes(tmp_path/'x', images=b), n_valid=10)
+    assert '\n' not in str(e.value) and len(str(e.value))<300
+
+def test_other_idx_files_that_are_refused(tmp_path):
+    with pytest.raises(ValueError, match='train-labels-idx1-ubyte is no whole IDX'): fashion_dls(path=clothes(tmp_path/'a', labels=GOOD), n_valid=10)
+    with pytest.raises(ValueError, match='40 images and 39 labels of train'): fashion_dls(path=clothes(tmp_path/'b', labels=idx(np.arange(39)%10)), n_valid=10)
+    with pytest.raises(ValueError, match=r'labels lie in 0\.\.11; 10 classes'): fashion_dls(path=clothes(tmp_path/'c', labels=idx(np.arange(40)%12)), n_valid=15)
+    f = clothes(tmp_path/'d', zipped=True)/'train-images-idx3-ubyte.gz'
+    whole = f.read_bytes()
+    for b in (b'', whole[:len(whole)//2], whole[:-3], b'no zip', whole[:12]+b'\xff'*40+whole[52:]):
+        f.write_bytes(b)
+        with pytest.raises(ValueError, match='ubyte.gz is no whole IDX file'): fashion_dls(path=f.parent, n_valid=10)
+    (tmp_path/'d'/'train-labels-idx1-ubyte.gz').unlink(), f.write_bytes(whole)
+    with pytest.raises(ValueError, match='train-labels is no whole IDX file.*No such file'): fashion_dls(path=f.parent, n_valid=10)
+
+def test_spoilt_idx_files(tmp_path, n=2000):
+    g,f = np.random.default_rng(0),tmp_path/'x-ubyte'
+    for i in range(n):
+        b = bytearray(idx(np.arange(24).reshape(2,3,4)))
+        for _ in range(g.integers(1, 5)): b[int(g.integers(len(b)))] = int(g.choice([0,1,8,127,255]))
+        f.write_bytes(b[:g.integers(len(b)+1)] if i%2 else b)
+        t = time.process_time()
+        try: assert data._idx(f, 3).shape.numel()==f.stat().st_size-16
+        except ValueError as e: assert str(e).startswith(f'{f} is no whole IDX file') and '\n' not in str(e)
+        assert time.process_time()-t<2
+
+def test_more_refusals_of_images_dls():
+    x,y = noise(4),torch.tensor([0,1,0,1])
+    for args,msg in ((((x,y),(noise(4,3,4),y),'ab'), r'training images are \(3, 8, 8\), validation images are \(3, 4, 4\)'), (((x,y),(noise(4,1),y),'ab'), r'validation images are \(1, 8, 8\)'),
+                     (((x,y*0),(x,y*0),'a'), r"vocab is \['a'\]; at least 2 classes"), (((x,y*0),(x,y*0),''), 'at least 2 classes'), (((x,y),(x[:0],y[:0]),'ab'), 'there are no validation images'),
+                     (((x.numpy().astype(np.uint16),y),(x,y),'ab'), 'training images are torch.uint16'), (((x,y.int()),(x,y),'ab'), 'training labels are torch.int32'), (((x,F.one_hot(y)),(x,y),'ab'), r'training labels are torch.int64 \(4, 2\)'),
+                     (((x,y),(x,y),'ab',0), 'bs is 0, allowed is an integer of 1 or more'), (((x,y),(x,y),'ab',-1), 'bs is -1')):
+        with pytest.raises(ValueError, match=msg): images_dls(*args, device='cpu')
+    with pytest.raises(ValueError, match='bs is 0'): digits_dls(bs=0)
+    dls = images_dls((x.numpy(),[0,1,0,1]), (x.numpy(),y.numpy()), 'ab', np.int64(2), device='cpu')      # arrays are as good
+    assert torch.equal(dls.train_ds.tensors[0], x) and dls.train_ds.tensors[1].tolist()==[0,1,0,1]
+
+def test_test_items_of_another_kind_are_refused():
+    dls = toy()
+    for o in (torch.rand(9,3,8,8), noise(9,3,4), noise(9,1), (noise(9),torch.zeros(9)), torch.zeros(9,3,8,8, dtype=torch.int32)):
+        with pytest.raises(ValueError, match="test items are .* but .*'torch.uint8', 3, 8, 8.* needed"): dls.test_dl(o)
 
 @pytest.fixture
 def little_cifar(tmp_path):

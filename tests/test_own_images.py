@@ -1,5 +1,5 @@
 "A reader's own folder of images, as strangers have them: each works, or is one line that names what is amiss"
-import json,os,re
+import io,json,os,re,resource,struct,time,zlib
 from pathlib import Path
 import numpy as np, pytest, torch
 from fastai.torch_core import TensorImage
@@ -240,6 +240,129 @@ def test_images_that_are_in_two_parts_are_counted(tmp_path):
     make(tmp_path/'x'/'train', 10), make(tmp_path/'x'/'test', 3)
     assert load(tmp_path/'x').found.repeated==6
     assert '6 image(s) to validate or test are in an earlier part as well, pixel by pixel' in str(load(tmp_path/'x').found)
+
+# ---- deep pixels, large pixels
+GREY16 = np.full((8,8), 20000, np.uint16)                             # of 65535: 78 of 255
+def png16(kind, n):
+    "A 16-bit PNG of colour type `kind` with `n` channels of 20000"
+    chunk = lambda k,d: struct.pack('>I', len(d))+k+d+struct.pack('>I', zlib.crc32(k+d))
+    rows  = (b'\0'+struct.pack('>H', 20000)*8*n)*8
+    return (b'\x89PNG\r\n\x1a\n'+chunk(b'IHDR', struct.pack('>IIBBBBB', 8, 8, 16, kind, 0, 0, 0))
+            +chunk(b'IDAT', zlib.compress(rows))+chunk(b'IEND', b''))
+DEEP = {'grey.png': png16(0, 1), 'colour.png': png16(2, 3), 'grey.pgm': b'P5 8 8 65535\n'+GREY16.astype('>u2').tobytes(),
+        'colour.ppm': b'P6 8 8 65535\n'+np.repeat(GREY16.astype('>u2'), 3).tobytes(), '16.tif': GREY16, '32.tif': GREY16.astype(np.int32)}
+def put_any(f, o): f.parent.mkdir(parents=True, exist_ok=True); f.write_bytes(o) if isinstance(o, bytes) else Image.fromarray(o).save(f); return f
+
+@pytest.mark.parametrize('name', DEEP)
+def test_deep_pixels_are_scaled(tmp_path, name):
+    f = put_any(tmp_path/'x'/'a'/name, DEEP[name])
+    make(tmp_path/'x', 5)
+    x = of_first(load(tmp_path/'x'))
+    assert (x==78).flatten(1).all(1).sum()==1
+    to = data._ToImage((3,8,8))                                       # what `predict` does to an item
+    for o in (f, str(f), Image.open(f)): assert (to(o)==78).all()
+
+@pytest.mark.parametrize('pixels,words', [(np.full((8,8), .3, np.float32), 'mode F, its pixels are decimal numbers'), (np.full((8,8), 20000, np.float32), 'mode F'),
+                                          (np.full((8,8), 2**24, np.int32), 'mode I, its pixels lie in 16777216..16777216'), (np.full((8,8), -5, np.int32), 'in -5..-5; 16 bits allow 0..65535')])
+def test_pixels_that_no_one_can_scale_are_refused_with_file_and_mode(tmp_path, pixels, words):
+    f = put_any(tmp_path/'x'/'a'/'0.tif', pixels)
+    make(tmp_path/'x', 5)
+    refused(tmp_path/'x', 'a/0.tif cannot be read as an image', words)
+    for o in (f, Image.open(f)):
+        with pytest.raises(ValueError, match='0.tif cannot be read as an image') as e: data._ToImage((3,8,8))(o)
+        assert words in str(e.value)
+
+@pytest.mark.parametrize('item', [GREY16, GREY16/65535, GREY16.astype(np.float32), np.ones((8,8), bool), np.ones((8,8,4), np.uint8), np.ones((3,8,8), np.uint8), np.ones((1,8,8,3), np.uint8),
+                                  torch.rand(3,8,8), torch.ones(8,8, dtype=torch.uint8), np.array(3), None, 5, [1,2]], ids=lambda o: f'{type(o).__name__} {getattr(o, "dtype", "")}')
+def test_an_item_that_is_no_image(item):
+    with pytest.raises(ValueError, match='^an image of .* where uint8 .3, 8, 8. is needed') as e: data._ToImage((3,8,8))(item)
+    assert len(str(e.value))<300
+
+def test_a_file_to_predict_that_is_none(tmp_path):
+    to,f = data._ToImage((3,8,8)),tmp_path/('long'*40+'.png')
+    with pytest.raises(FileNotFoundError, match='nowhere.png cannot be read as an image .No such file'): to(tmp_path/'nowhere.png')
+    for b in (b'', b'no image', png16(0, 1)[:-30], b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n'):    # what another program would have to draw is none
+        f.write_bytes(b)
+        with pytest.raises(ValueError, match='long.png cannot be read as an image') as e: to(f)
+        assert len(str(e.value))<300
+
+def test_a_huge_picture_in_a_small_file(tmp_path, recwarn):
+    make(tmp_path/'x', 5)
+    for wh,words in (((6000,6000),'6000x6000 pixels; allowed are 33,554,432'), ((9500,9500),'9500x9500 pixels'), ((14000,14000),'Image size (196000000 pixels)')):
+        f = put(tmp_path/'x'/'a'/'0.png', Image.new('1', wh))
+        refused(tmp_path/'x', 'a/0.png cannot be read as an image', words, size=8)
+    put(tmp_path/'x'/'a'/'0.jpg', Image.new('L', (6000,6000))), f.unlink()    # of a jpg no more is decoded than is needed
+    assert sum(load(tmp_path/'x', size=8).found.parts.values())==11
+    assert not [o for o in recwarn if 'Decompression' in o.category.__name__]
+
+def test_hidden_folders_are_no_classes_and_endings_have_any_case(tmp_path):
+    make(tmp_path/'x', 5)
+    for p in ('.ipynb_checkpoints','a/.ipynb_checkpoints','.cache'): make(tmp_path/'x'/p, 1, 'c')
+    for n in ('0.PNG','1.Png'): put(tmp_path/'x'/'a'/n, picture(7), format='PNG')
+    for n in ('2.JPEG','3.JpG'): put(tmp_path/'x'/'b'/n, picture(8), format='JPEG')
+    dls = load(tmp_path/'x')
+    assert dls.vocab==['a','b'] and dls.found.classes==dict(a=7, b=7) and not dls.found.left_out
+
+@pytest.mark.parametrize('name', ['<img src=x onerror=alert(1)>', '**a** | b', '&amp;'])
+def test_any_printable_name_is_a_class(tmp_path, name):
+    dls = load(make(tmp_path/'x', classes=('b',name)))
+    assert name in dls.vocab and name in str(dls.found)
+
+def test_a_single_pixel(tmp_path):
+    make(tmp_path/'x', 5), put(tmp_path/'x'/'a'/'dot.png', picture(1, (1,1)))
+    assert load(tmp_path/'x').found.size==(8,8)
+    refused(make(tmp_path/'y', 5, size=(1,1)), 'images of 1x1 pixels; at least 4x4', 'size=8')
+
+@pytest.mark.parametrize('bs', [0, -3, 2.5, None, '8'])
+def test_batch_sizes_that_are_refused(tmp_path, bs): refused(make(tmp_path/'x'), f'bs is {bs!r}, allowed is an integer of 1 or more', bs=bs)
+
+# ---- 20,000 spoilt files
+def small_files():
+    "Images of a few bytes, of each kind that is read"
+    g,res = np.random.default_rng(0),[]
+    noise = lambda mode: Image.fromarray(g.integers(0, 256, (9,11,4), dtype=np.uint8), 'RGBA').convert(mode)
+    def add(img, kind, **kwargs): b = io.BytesIO(); img.save(b, kind, **kwargs); res.append(b.getvalue())
+    for m in ('1','L','LA','P','RGB','RGBA'): add(noise(m), 'PNG')
+    add(Image.fromarray(g.integers(0, 2**16, (9,11)).astype(np.uint16)), 'PNG'), add(noise('P'), 'PNG', transparency=3)
+    for m in ('L','RGB','CMYK'): add(noise(m), 'JPEG')
+    add(noise('RGB'), 'JPEG', progressive=True), add(noise('L'), 'JPEG', exif=b'Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0')
+    add(noise('P'), 'GIF'), add(noise('P'), 'GIF', save_all=True, append_images=[noise('P')]*2, transparency=1)
+    for m,kind in (('RGB','BMP'),('L','TIFF'),('RGBA','WEBP'),('RGB','PPM'),('RGB','JPEG2000')): add(noise(m), kind)
+    return res
+
+def spoilt(b, g):
+    "`b` with a few bytes flipped, set, cut out or put in; a PNG gets its checksums right again, mostly"
+    b = bytearray(b)
+    for _ in range(g.integers(1, 6)):
+        i,how = int(g.integers(max(1, min(len(b), 64) if g.random()<.5 else len(b)))),g.integers(6)
+        if not b: break
+        if   how==0: b[i] ^= 1<<int(g.integers(8))
+        elif how==1: b[i] = int(g.choice([0,1,127,128,255]))
+        elif how==2: del b[i:i+int(g.integers(1, 9))]
+        elif how==3: b[i:i] = g.bytes(int(g.integers(1, 9)))
+        elif how==4 and g.random()<.3: del b[i:]
+        elif how==5: b[i:i+4] = struct.pack(str(g.choice(['>I','<I'])), int(g.choice([0,1,2**15,2**16-1,2**31-1,2**32-1,7000,5000])))
+    b = bytes(b)
+    if b[:4]!=b'\x89PNG' or g.random()<.3: return b
+    out,i = b[:8],8
+    while i+12<=len(b) and i+12+(n := struct.unpack('>I', b[i:i+4])[0])<=len(b):
+        out,i = out+b[i:i+8+n]+struct.pack('>I', zlib.crc32(b[i+4:i+8+n])),i+12+n
+    return out+b[i:]
+
+def test_spoilt_images_are_one_line_each(tmp_path, recwarn, n=20_000):
+    g,files,f = np.random.default_rng(0),small_files(),tmp_path/'a file.png'
+    read = (data._ToImage((3,8,8)), lambda f: data._each([(f,0)], lambda f: np.asarray(data._read_image(f, 'RGB', (8,8)))))
+    memory,worst,images = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,0,0
+    before = memory()
+    for i in range(n):
+        f.write_bytes(spoilt(files[i%len(files)], g))
+        t = time.process_time()
+        try: read[i%2](f); images += 1
+        except ValueError as e:
+            e = str(e)
+            assert e.startswith(f'{f} cannot be read as an image') and len(e)<300+len(str(f)) and e.isprintable(), (i, e)
+        worst = max(worst, time.process_time()-t)
+    assert worst<2 and memory()-before<2**20 and n/20<images<n/2 and not recwarn.list, (worst, memory()-before, images)
 
 # ---- what is kept
 def test_decoded_once(tmp_path, monkeypatch):
