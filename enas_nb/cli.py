@@ -278,8 +278,8 @@ def _said(file):
     from enas_nb.report import verdict
     from enas_nb.space import read_json
     try: return verdict(read_json(file))
-    except (KeyError, IndexError, AttributeError, TypeError, StopIteration) as e:
-        raise ValueError(f'{file} is damaged: {type(e).__name__} {e}') from e
+    except (LookupError, ArithmeticError, AttributeError, TypeError, StopIteration) as e:
+        raise ValueError(_line(f'{file} is damaged: {type(e).__name__} {e}')) from e
 
 def _finished(run):
     "Is a run's report there?"

@@ -14,7 +14,7 @@ from pathlib import Path
 from shlex import quote
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
-from .space import brief, write_file
+from .space import few, write_file
 
 # %% ../nbs/appendix/run.ipynb #03d870d1
 def _read(path):
@@ -72,8 +72,7 @@ def new_run(path,  # A new or empty folder; `ValueError` for others, `OSError` i
         raise ValueError(f'{path} was taken by a run that is just starting, or was killed then. '
                          'In that case delete it')
     if other := sorted(o.name for o in path.iterdir() if o.name!='lost+found'):
-        raise ValueError(f"{path} holds {', '.join(map(brief, other[:3]))}: "
-                         'choose a new or an empty folder')
+        raise ValueError(f'{path} holds {few(other[:3])}: choose a new or an empty folder')
     try: (path/'tasks').mkdir() # only one process can
     except FileExistsError:
         raise ValueError(f'{path} was taken by another run just now, '

@@ -41,7 +41,8 @@ def brief(o, # Anything
 
 def few(names): # Strings
     "The first of the names, as many as go into a message."
-    return shorten(', '.join(o[:60] for o in islice(names, 60)), 120, placeholder=' ...')
+    some = (o if o.isprintable() else repr(o) for o in (o[:60] for o in islice(names, 60)))
+    return shorten(', '.join(some), 120, placeholder=' ...')
 
 def _one_of(o, what, allowed):
     if not isinstance(o, str) or o not in allowed:
