@@ -33,13 +33,6 @@ def _polite():
     finally:
         for o,handler in was.items(): signal.signal(o, handler)
 
-def _line(text, n=300):
-    "A text in one line of printable characters, shortened in its middle."
-    text = str(text)
-    if len(text)>2*n: text = text[:n]+text[-n:]
-    text = ' '.join(''.join(o if o.isprintable() else ' ' for o in text).split())
-    return text if len(text)<=n else f'{text[:n//2]}...{text[3-n//2:]}'
-
 def _main(name, run, argv):
     """Run a command.
     An error that a user can mend is one line, with status 2. An interrupt is one line, with the
@@ -62,6 +55,13 @@ def _main(name, run, argv):
         return 2
 
 # %% ../nbs/17_cli.ipynb #c102e778
+def _line(text, n=300):
+    "A text in one line of printable characters, shortened in its middle."
+    text = str(text)
+    if len(text)>2*n: text = text[:n]+text[-n:]
+    text = ' '.join(''.join(o if o.isprintable() else ' ' for o in text).split())
+    return text if len(text)<=n else f'{text[:n//2]}...{text[3-n//2:]}'
+
 class _Parser(argparse.ArgumentParser):
     "A parser whose errors are one line, and whose options are written in full."
     def __init__(self, **kwargs): super().__init__(allow_abbrev=False, **kwargs)
@@ -116,7 +116,8 @@ def _find(text, space):
         raise ValueError('integers do not say their space: '
                          f"add {', '.join(f'--space {o}' for o in spaces)}")
     sizes = dict(layout=space) if space=='enas_lm' else {}
-    return infer_space(space, len(re.findall('[0-9]+', text))).parse(text), sizes, 'given as integers'
+    found = infer_space(space, len(re.findall('[0-9]+', text)))
+    return found.parse(text), sizes, 'given as integers'
 
 # %% ../nbs/17_cli.ipynb #019617fb
 def _count(arch, sizes):
@@ -130,7 +131,8 @@ def _count(arch, sizes):
 def _say(arch, sizes, about, params, aux):
     "An architecture in words."
     from enas_nb.space import approx
-    lines = [arch.space, about, f'{approx(arch.space.size)} architectures in this space', '', arch, '']
+    size  = f'{approx(arch.space.size)} architectures in this space'
+    lines = [arch.space, about, size, '', arch, '']
     parts = arch.nodes if isinstance(arch.nodes, dict) else {'': arch.nodes}
     lines += [f'{part} {i+1:2}  {o}' for part,nodes in parts.items() for i,o in enumerate(nodes)]
     head  = f' and {aux:,} in its auxiliary head' if aux else ''
@@ -216,7 +218,8 @@ def _check(a, argv):
         raise ValueError('a recipe is about text or about images: not both --text and --images')
     for o in (a.text, a.images):
         if o and not os.path.exists(o): raise ValueError(f'there is no {_line(o, 120)}')
-    if not a.device and a.recipe in heads: _check_gpu(a.recipe, heads[a.recipe].hours, _may_have_gpu)
+    if not a.device and a.recipe in heads:
+        _check_gpu(a.recipe, heads[a.recipe].hours, _may_have_gpu)
 
 # %% ../nbs/17_cli.ipynb #c0aad000
 def _may_have_gpu():
@@ -273,14 +276,6 @@ def _resumed(run, trains):
                          f'{command} --resume {quote(str(run.path))}')
     return run
 
-def _said(file):
-    "The verdict of a run; `ValueError` if its file of numbers is damaged."
-    from enas_nb.report import verdict
-    from enas_nb.space import read_json
-    try: return verdict(read_json(file))
-    except (LookupError, ArithmeticError, AttributeError, TypeError, StopIteration) as e:
-        raise ValueError(_line(f'{file} is damaged: {type(e).__name__} {e}')) from e
-
 def _finished(run):
     "Is a run's report there?"
     return run.done('report') and all((run.path/o).is_file() for o in ('report.md', 'result.json'))
@@ -294,6 +289,14 @@ def _folder(a, asked, name):
             next_run(Path('runs')/'-'.join([name, *data, f'seed{a.seed}']), asked))
 
 # %% ../nbs/17_cli.ipynb #ce9715a1
+def _said(file):
+    "The verdict of a run; `ValueError` if its file of numbers is damaged."
+    from enas_nb.report import verdict
+    from enas_nb.space import read_json
+    try: return verdict(read_json(file))
+    except (LookupError, ArithmeticError, AttributeError, TypeError, StopIteration) as e:
+        raise ValueError(_line(f'{file} is damaged: {type(e).__name__} {e}')) from e
+
 @contextmanager
 def _kept(run, command, new):
     "An early end says how to go on; a new run in which nothing was done drops its folder."

@@ -194,8 +194,8 @@ def _rail(full, g, space, pools=()):
     nodes = list(nx.lexicographical_topological_sort(full, key=lambda o: o[1]))
     n, pos, colors, slots = (len(nodes), {o:i for i,o in enumerate(nodes)}, op_colors(space),
                              _slots(space))
-    pitch = min(64, max(32, 800/(n-1)))
-    rise  = pitch*min(.4, 220/(pitch*(n-1)))
+    hops  = max(1, n-1) # of a space with one decision, too
+    pitch = min(64, max(32, 800/hops)); rise = pitch*min(.4, 220/(pitch*hops))
     left  = 34+6.4*max(map(len, colors))
     at    = [left+20+i*pitch for i in range(n)]
     y     = (26+rise*max([0]+[pos[b]-pos[a] for a,b in full.edges() if pos[b]-pos[a]>1])

@@ -136,6 +136,16 @@ class Genotype(NamedTuple):
 _darts = dict(sep3x3='sep_conv_3x3', sep5x5='sep_conv_5x5', avg3x3='avg_pool_3x3',
               max3x3='max_pool_3x3', identity='skip_connect')
 
+def _check_pairs(part, value):
+    "Refuse what is no part of a genotype."
+    pairs = not part.endswith('concat')
+    good  = isinstance(value, (list, tuple, range)) and not value[200:]
+    if pairs: good = good and len(value)>1 and not len(value)%2 and all(
+        isinstance(o, (list, tuple)) and len(o)==2 for o in value)
+    if good: return
+    raise ValueError(f"{part} of the genotype is {brief(value)}, allowed is a list of "
+                     f"{'2 to 200 pairs (op, node), two for each node' if pairs else 'nodes'}")
+
 def to_genotype(arch:Arch): # A micro architecture; `ValueError` for an op that DARTS lacks
     "The DARTS genotype of a micro architecture."
     if not isinstance(arch.space, MicroSpace):
@@ -163,16 +173,6 @@ def _parse_genotype(text):
     except (SyntaxError, ValueError, TypeError, AttributeError, RecursionError, MemoryError):
         raise ValueError("not a genotype, which looks like Genotype(normal=[('sep_conv_3x3', 0), "
                          '...], normal_concat=[...], reduce=[...], reduce_concat=[...])') from None
-
-def _check_pairs(part, value):
-    "Refuse what is no part of a genotype."
-    pairs = not part.endswith('concat')
-    good  = isinstance(value, (list, tuple, range)) and not value[200:]
-    if pairs: good = good and len(value)>1 and not len(value)%2 and all(
-        isinstance(o, (list, tuple)) and len(o)==2 for o in value)
-    if good: return
-    raise ValueError(f"{part} of the genotype is {brief(value)}, allowed is a list of "
-                     f"{'2 to 200 pairs (op, node), two for each node' if pairs else 'nodes'}")
 
 def from_genotype(g): # A `Genotype`, a tuple like it, or its text; `ValueError` if ENAS lacks it
     "The micro architecture that a DARTS genotype describes."

@@ -93,7 +93,8 @@ def dls(self:Recipe,
     "Its `DataLoaders`; `ValueError` if there is no function of the name `data`."
     make = getattr(text, self.data, None) or getattr(data, self.data, None)
     if make is None:
-        raise ValueError(f"data is {brief(self.data)}, allowed is a name like 'digits_dls' or 'ptb_dls'")
+        raise ValueError(f"data is {brief(self.data)}, "
+                         "allowed is a name like 'digits_dls' or 'ptb_dls'")
     seeded = dict(seed=seed) if 'seed' in inspect.signature(make).parameters else {}
     return make(**seeded, device=device, **self.data_args)
 

@@ -289,7 +289,6 @@ class SearchSpace:
     def steps(self):
         "The policy's `Step`s in order; an error names those that do not fit."
         return _checked(self, tuple(islice(self.decisions() or (), _most+1)))
-
     @cached_property
     def slots(self):
         "For each position of the encoding: its step, and its place within that step."

@@ -111,3 +111,9 @@ def test_a_full_disk_leaves_what_is_done(tmp_path, monkeypatch):
     monkeypatch.setattr(room, 'write_file', full)
     with pytest.raises(OSError, match='No space'): run.take('two', lambda o: {})
     assert run.result('one')==dict(x=1) and not run.done('two')
+
+def test_files_of_a_run_honour_the_umask(tmp_path):
+    old = os.umask(0o077)
+    try: run = new_run(tmp_path/'a', {}); run.write('progress.md', 'x')
+    finally: os.umask(old)
+    assert {o.stat().st_mode & 0o777 for o in (tmp_path/'a').iterdir() if o.is_file()}=={0o600}
