@@ -8,7 +8,8 @@ Docs: https://enas-nb.github.io/enas_nb/cli.html.md"""
 __all__ = ['spaces', 'Stopped', 'infer_space', 'enas_show', 'enas_search', 'enas_train', 'enas_compare', 'enas_evaluate']
 
 # %% ../nbs/17_cli.ipynb #00000004
-import argparse, importlib, importlib.util, json, os, re, signal, sys, threading, warnings
+import argparse, ctypes, importlib, importlib.util, json, os, re, signal, sys, threading, warnings
+from bisect import bisect_left
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -47,27 +48,41 @@ def _main(name, run, argv):
         number, *line = e.args if isinstance(e, Stopped) else [signal.SIGINT]
         print(f'{name}: interrupted', *(line or ['nothing was written']), sep='; ', file=sys.stderr)
         return 128+number
-    except (ValueError, TypeError, OSError) as e:
+    except (ValueError, TypeError, OSError, ImportError, OverflowError, RecursionError,
+            MemoryError) as e:
         if os.environ.get('ENAS_NB_DEBUG'): raise
-        print(f"{name}: error: {' '.join(str(e).split())}", file=sys.stderr)
+        print(_line(f'{name}: error: {str(e) or type(e).__name__}'), file=sys.stderr)
         return 2
 
 # %% ../nbs/17_cli.ipynb #c102e778
+def _line(text, n=300):
+    "A text in one line of printable characters, shortened in its middle."
+    text = str(text)
+    if len(text)>2*n: text = text[:n]+text[-n:]
+    text = ' '.join(''.join(o if o.isprintable() else ' ' for o in text).split())
+    return text if len(text)<=n else f'{text[:n//2]}...{text[3-n//2:]}'
+
 class _Parser(argparse.ArgumentParser):
     "A parser whose errors are one line, and whose options are written in full."
     def __init__(self, **kwargs): super().__init__(allow_abbrev=False, **kwargs)
     def error(self, message):
-        self.exit(2, f'{self.prog}: error: {message}; see {self.prog} --help\n')
+        self.exit(2, _line(f'{self.prog}: error: {message}; see {self.prog} --help')+'\n')
+
+def _whole(text):
+    "An integer of the command line, in plain digits."
+    if re.fullmatch('-?[0-9]{1,18}', text): return int(text)
+    raise argparse.ArgumentTypeError(f'{text[:60]!r} is no integer of 1 to 18 digits')
 
 def _import(name):
     "Run the module or Python file that the user named: it defines a space or an op."
     try:
-        if not Path(name).is_file(): return importlib.import_module(name)
+        if not os.path.isfile(name): return importlib.import_module(name)
         spec = importlib.util.spec_from_file_location(Path(name).stem, name)
         if spec is None: raise ImportError('not a Python file')
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    except (ImportError, SyntaxError) as e: raise ValueError(f'cannot import {name}: {e}') from None
+    except Exception as e: # also one of the user's code
+        raise ValueError(f'cannot import {name[:60]!r}: {type(e).__name__}: {e}') from e
 
 # %% ../nbs/17_cli.ipynb #4c8554e7
 spaces = ('macro', 'micro', 'recurrent', 'enas_lm')
@@ -80,7 +95,7 @@ def infer_space(name,  # One of `spaces`
     def space(size):
         return (replace(published['enas-lm'].arch.space, n_nodes=size) if later else
                 find_space(name)(size))
-    size = next(k for k in range(1, n+2) if space(k).length>=n)
+    size = 1+bisect_left(range(1, 100), n, key=lambda k: space(k).length) # 100 at most
     if space(size).length==n: return space(size)
     near = ', '.join(f'{space(k).length} (size {k})' for k in range(max(1, size-1), size+1))
     raise ValueError(f'{n} integers are no {name} architecture of any size; the nearest are {near}')
@@ -88,20 +103,21 @@ def infer_space(name,  # One of `spaces`
 # %% ../nbs/17_cli.ipynb #0000000b
 def _find(text, space):
     "The architecture that `text` names, the sizes of its published network, and its origin."
-    from enas_nb.space import load_arch
+    from enas_nb.space import brief, load_arch
     if text in published: return published[text].arch, published[text].sizes, published[text].about
-    if Path(text).is_file(): return load_arch(text), {}, text
+    if os.path.isfile(text): return load_arch(text), {}, text
     if text.lstrip().startswith('Genotype('):
         from enas_nb.micro import from_genotype
         return from_genotype(text), {}, 'given as a DARTS genotype'
-    if not re.fullmatch(r'[\d\s,|\[\]()]+', text):
-        raise ValueError(f'{text!r} is no file, no integers, and none of the published '
+    if not re.fullmatch(r'[0-9\s,|\[\]()]+', text):
+        raise ValueError(f'{brief(text)} is no file, no integers, and none of the published '
                          f"names: {', '.join(published)}")
     if not space:
         raise ValueError('integers do not say their space: '
                          f"add {', '.join(f'--space {o}' for o in spaces)}")
     sizes = dict(layout=space) if space=='enas_lm' else {}
-    return infer_space(space, len(re.findall(r'\d+', text))).parse(text), sizes, 'given as integers'
+    found = infer_space(space, len(re.findall('[0-9]+', text)))
+    return found.parse(text), sizes, 'given as integers'
 
 # %% ../nbs/17_cli.ipynb #019617fb
 def _count(arch, sizes):
@@ -114,7 +130,9 @@ def _count(arch, sizes):
 
 def _say(arch, sizes, about, params, aux):
     "An architecture in words."
-    lines = [arch.space, about, f'{arch.space.size:.4g} architectures in this space', '', arch, '']
+    from enas_nb.space import approx
+    size  = f'{approx(arch.space.size)} architectures in this space'
+    lines = [arch.space, about, size, '', arch, '']
     parts = arch.nodes if isinstance(arch.nodes, dict) else {'': arch.nodes}
     lines += [f'{part} {i+1:2}  {o}' for part,nodes in parts.items() for i,o in enumerate(nodes)]
     head  = f' and {aux:,} in its auxiliary head' if aux else ''
@@ -153,13 +171,15 @@ def enas_show(argv=None): # Words of the command line after the command; the pro
 def _check_device(device):
     "Refuse a device that torch does not know or have, before anything is run."
     import torch
-    try: torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as e:
-        raise ValueError(f'no device {device!r}: {str(e).splitlines()[0]}') from None
+    try: torch.zeros(1, device=device).item() # `meta` has no numbers
+    except Exception as e: # each backend has errors of its own
+        why = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise ValueError(f'no device {device[:60]!r} here, allowed are cpu, or a GPU that torch '
+                         f'finds, like cuda: {why[:120]}') from None
 
 def _of_trainings(p):
     "The arguments of a command that trains."
-    p.add_argument('--epochs', type=int, metavar='N',
+    p.add_argument('--epochs', type=_whole, metavar='N',
                    help="epochs of each training; the recipe's own by default")
     p.add_argument('--text', metavar='PATH',
                    help='a text file of your own, or a folder of them, for a recipe of text')
@@ -171,7 +191,7 @@ def _common(p):
     "The arguments of a command that makes a run."
     p.add_argument('--out', metavar='FOLDER',
                    help='a new or empty folder to write to; runs/... by default')
-    p.add_argument('--seed', type=int, default=0, metavar='N',
+    p.add_argument('--seed', type=_whole, default=0, metavar='N',
                    help='the seed of everything random; 0 by default')
     _of_trainings(p)
     p.add_argument('--resume', metavar='FOLDER',
@@ -180,8 +200,8 @@ def _common(p):
 # %% ../nbs/17_cli.ipynb #4e6904fc
 def _check(a, argv):
     "Refuse what can be refused without torch."
-    for o in ('resume', 'out', 'text', 'images'):
-        if getattr(a, o)=='': raise ValueError(f'--{o} is empty, a path is needed')
+    for o in ('resume', 'out', 'text', 'images', 'device'):
+        if getattr(a, o)=='': raise ValueError(f'--{o} is empty, a value is needed')
     if a.resume:
         if len(argv)!=2-argv[0].startswith('--resume='):
             raise ValueError('--resume goes on with what was asked for at first: '
@@ -189,23 +209,29 @@ def _check(a, argv):
         return
     # with the recipes that this process has added
     loaded = getattr(sys.modules.get('enas_nb.recipes'), 'recipes', ())
-    if a.recipe not in {*heads, *loaded}:
-        raise ValueError(f"no recipe {a.recipe!r}, there are {', '.join(heads)}")
+    if a.recipe is not None and a.recipe not in {*heads, *loaded}:
+        raise ValueError(f"no recipe {a.recipe[:60]!r}, there are {', '.join(heads)}")
     if not 0<=a.seed<2**32: raise ValueError(f'seed is {a.seed}, allowed is 0 to {2**32-1}')
-    if a.epochs is not None and a.epochs<1:
-        raise ValueError(f'epochs is {a.epochs}, allowed is 1 or more')
+    if a.epochs is not None and not 1<=a.epochs<=10**6:
+        raise ValueError(f'epochs is {a.epochs}, allowed is 1 to {10**6:,}')
     if a.text and a.images:
         raise ValueError('a recipe is about text or about images: not both --text and --images')
     for o in (a.text, a.images):
-        if o and not Path(o).exists(): raise ValueError(f'there is no {o}')
+        if o and not os.path.exists(o): raise ValueError(f'there is no {_line(o, 120)}')
+    if not a.device and a.recipe in heads:
+        _check_gpu(a.recipe, heads[a.recipe].hours, _may_have_gpu)
 
 # %% ../nbs/17_cli.ipynb #c0aad000
-def _check_gpu(recipe):
-    "Refuse a recipe that is out of a CPU's reach."
-    import torch
-    if not recipe.gpu or torch.cuda.is_available(): return
-    from enas_nb.cost import estimate
-    raise ValueError(f"{recipe.name} needs a GPU, for some {estimate(recipe)['hours']:.0f} hours "
+def _may_have_gpu():
+    "Is there a driver of a GPU? It is asked without torch, whose import takes seconds."
+    if sys.platform=='darwin' or os.path.exists('/dev/kfd'): return True
+    try: return not ctypes.CDLL('nvcuda.dll' if os.name=='nt' else 'libcuda.so.1').cuInit(0)
+    except OSError: return False
+
+def _check_gpu(name, hours, found):
+    "Refuse a recipe that is out of a CPU's reach: it takes `hours` of a GPU."
+    if not hours or found(): return
+    raise ValueError(f'{name} needs a GPU, for some {hours:.0f} hours '
                      'at 10^12 operations a second; --device cpu runs it anyway, '
                      'about thirty times slower on one core')
 
@@ -219,7 +245,9 @@ def _recipe(asked):
     recipe = recipes[asked['recipe']]
     if asked['text']:   recipe = recipe.on_text(asked['text'])
     if asked['images']: recipe = recipe.on_images(asked['images'])
-    if not asked['device']: _check_gpu(recipe)
+    if recipe.gpu and not asked['device']:
+        from enas_nb.cost import estimate
+        _check_gpu(recipe.name, estimate(recipe)['hours'], torch.cuda.is_available)
     # on small images one thread is as fast as two, and others need the second
     if 'OMP_NUM_THREADS' not in os.environ: torch.set_num_threads(1)
     return recipe if asked['epochs'] is None else recipe.with_epochs(asked['epochs'])
@@ -261,6 +289,14 @@ def _folder(a, asked, name):
             next_run(Path('runs')/'-'.join([name, *data, f'seed{a.seed}']), asked))
 
 # %% ../nbs/17_cli.ipynb #ce9715a1
+def _said(file):
+    "The verdict of a run; `ValueError` if its file of numbers is damaged."
+    from enas_nb.report import verdict
+    from enas_nb.space import read_json
+    try: return verdict(read_json(file))
+    except (LookupError, ArithmeticError, AttributeError, TypeError, StopIteration) as e:
+        raise ValueError(_line(f'{file} is damaged: {type(e).__name__} {e}')) from e
+
 @contextmanager
 def _kept(run, command, new):
     "An early end says how to go on; a new run in which nothing was done drops its folder."
@@ -296,8 +332,7 @@ def _search(argv):
         with _kept(run, 'enas-search', not a.resume) as log:
             from enas_nb.experiment import run_recipe
             run_recipe(_recipe(run.asked), run.asked['seed'], run.asked['device'], log, run)
-    from enas_nb.report import verdict
-    print(f"\n{verdict(json.loads((run.path/'result.json').read_text()))}\n")
+    print(f"\n{_said(run.path/'result.json')}\n")
     print(f'The report is {run.path/"report.md"}; '
           'the architecture, its picture, the curves and all numbers lie beside it.')
 
@@ -320,15 +355,15 @@ def _train(argv):
     _common(p)
     argv = sys.argv[1:] if argv is None else argv
     a = p.parse_args(argv)
+    if not a.resume and not a.arch:
+        raise ValueError(f"which architecture? A file, integers, or {', '.join(published)}")
+    _check(a, argv)
     if not a.resume:
-        if not a.arch:
-            raise ValueError(f"which architecture? A file, integers, or {', '.join(published)}")
         arch = _find(a.arch, a.space)[0]
         a.recipe = a.recipe or _small.get(arch.space.name)
         if not a.recipe:
             raise ValueError(f'name a recipe, since there is none for {arch.space}: '
                              f'{", ".join(heads)}')
-    _check(a, argv)
     from enas_nb.space import arch_from_json
     asked = _asked(a) | dict(arch=None if a.resume else json.loads(arch.to_json()))
     run = _folder(a, asked, a.recipe and f'{a.recipe}-train')
@@ -346,8 +381,8 @@ def enas_train(argv=None): # Words of the command line after the command; the pr
 # %% ../nbs/17_cli.ipynb #12d00002
 def _how_many(text):
     "Seeds: how many, or their list."
-    if not re.fullmatch(r'\d+|(\d+,)+\d*', text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number, and no list like '0,1,2'")
+    if len(text)>1100 or not re.fullmatch('[0-9]{1,10}|([0-9]{1,10},)+([0-9]{1,10})?', text):
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is no number, and no list like '0,1,2'")
     if ',' in text: return [int(o) for o in text.split(',') if o]
     if int(text)>100:
         raise argparse.ArgumentTypeError(f"{text} seeds are too many, at most 100; "
@@ -400,17 +435,20 @@ def _kept_to(folder, table):
 def _networks(folder):
     "The table of a comparison's or a run's folder, one row per network; the protocol, or None."
     import pandas as pd
+    from enas_nb.space import read_json
+    table, protocol, result = (os.path.join(folder, o)
+                               for o in ('table.csv', 'protocol.json', 'result.json'))
     folder = Path(folder)
-    protocol = folder/'protocol.json'
-    if (folder/'table.csv').is_file():
-        table = pd.read_csv(folder/'table.csv')
-        return table, _kept_to(folder, table) if protocol.is_file() else None
-    if protocol.is_file():
+    if os.path.isfile(table):
+        try: table = pd.read_csv(table)
+        except ValueError as e: raise ValueError(f'{table} is no table: {e}') from None
+        return table, _kept_to(folder, table) if os.path.isfile(protocol) else None
+    if os.path.isfile(protocol):
         raise ValueError(f'{folder} is not finished: the same enas-compare goes on with it')
-    if not (folder/'result.json').is_file():
+    if not os.path.isfile(result):
         raise ValueError(f'{folder} holds no finished run: neither table.csv nor result.json')
-    result = json.loads((folder/'result.json').read_text())
-    if 'random_archs' not in result:
+    result = read_json(result)
+    if not isinstance(result, dict) or 'random_archs' not in result:
         raise ValueError(f'{folder} is a training of one architecture, with nothing beside it')
     if 'nets' not in result:
         raise ValueError(f'{folder} was made by an older version, which kept no row for each '

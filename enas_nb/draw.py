@@ -8,7 +8,7 @@ Docs: https://enas-nb.github.io/enas_nb/draw.html.md"""
 __all__ = ['op_colors', 'Drawing', 'draw', 'draw_decided', 'plot_history', 'shares', 'plot_op_share', 'plot_shares']
 
 # %% ../nbs/02_draw.ipynb #00000003
-import math
+import math, re
 from base64 import b64encode
 from html import escape
 import xml.etree.ElementTree as ET
@@ -22,7 +22,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .layout import layered
-from .space import Arch, SearchSpace, write_file
+from .space import Arch, SearchSpace, brief, write_file
 
 # %% ../nbs/02_draw.ipynb #00000006
 _spare = ('#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00', '#f0e442', '#5b6472')
@@ -43,12 +43,16 @@ def _ink(color):
 # %% ../nbs/02_draw.ipynb #0000000a
 _dark, _line, _text = '#334155', '#64748b', '#1f2937'
 
+def _xml(s):
+    "A text without the characters that XML has not, such as control characters."
+    return re.sub('[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]', '\ufffd', str(s))
+
 def _el(tag, *kids, **attrs):
     "An XML element; a string among `kids` is its text, and `_` in names of `attrs` stands for `-`."
-    num = lambda v: f'{round(float(v), 1):g}' if isinstance(v, (int,float,np.number)) else str(v)
+    num = lambda v: f'{round(float(v), 1):g}' if isinstance(v, (int,float,np.number)) else _xml(v)
     e = ET.Element(tag, {k.rstrip('_').replace('_','-'):num(v) for k,v in attrs.items()})
     for o in kids:
-        if isinstance(o, str): e.text = o
+        if isinstance(o, str): e.text = _xml(o)
         else: e.append(o)
     return e
 
@@ -190,8 +194,8 @@ def _rail(full, g, space, pools=()):
     nodes = list(nx.lexicographical_topological_sort(full, key=lambda o: o[1]))
     n, pos, colors, slots = (len(nodes), {o:i for i,o in enumerate(nodes)}, op_colors(space),
                              _slots(space))
-    pitch = min(64, max(32, 800/(n-1)))
-    rise  = pitch*min(.4, 220/(pitch*(n-1)))
+    hops  = max(1, n-1) # of a space with one decision, too
+    pitch = min(64, max(32, 800/hops)); rise = pitch*min(.4, 220/(pitch*hops))
     left  = 34+6.4*max(map(len, colors))
     at    = [left+20+i*pitch for i in range(n)]
     y     = (26+rise*max([0]+[pos[b]-pos[a] for a,b in full.edges() if pos[b]-pos[a]>1])
@@ -316,7 +320,7 @@ def _check_pools(pools, space):
         raise ValueError(f'pools are for a space with layers, not for {space.name!r}')
     for p in pools:
         if isinstance(p, bool) or not isinstance(p, (int, np.integer)) or not 0<=p<space.n_layers:
-            raise ValueError(f'pools has {p!r}, allowed are layers 0 to {space.n_layers-1}')
+            raise ValueError(f'pools has {brief(p)}, allowed are layers 0 to {space.n_layers-1}')
 
 def _arrange(boxes):
     "(heading, elements, width, height) of parts, side by side or stacked: elements, width, height."

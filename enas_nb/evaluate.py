@@ -16,7 +16,7 @@ from operator import itemgetter
 from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
-from .space import Arch
+from .space import Arch, brief
 from .data import ImageTask, Measure
 from .text import TextTask
 
@@ -156,10 +156,11 @@ further_arms = tuple(o for o in arm_names if o not in always_there)
 
 def check_arms(arms): # Names, of a recipe
     "The further arms of a recipe, each once, in the order of `arm_names`; `ValueError` if unknown."
-    if isinstance(arms, str): raise ValueError(f'arms is {arms!r}, a list of names is needed')
+    if not isinstance(arms, (list, tuple)):
+        raise ValueError(f'arms is {brief(arms)}, a list of names is needed')
     for o in arms:
         if o not in further_arms:
-            raise ValueError(f"no arm {o!r}, allowed are {', '.join(further_arms)}; "
+            raise ValueError(f"no arm {brief(o)}, allowed are {', '.join(further_arms)}; "
                              f"{', '.join(always_there)} are always there")
     return tuple(o for o in further_arms if o in arms)
 

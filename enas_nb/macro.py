@@ -80,6 +80,7 @@ class MacroSpace(SearchSpace):
     name: ClassVar[str] = 'macro'
     n_layers: int = 12     # Layers, the authors' `num_layers`
     ops: tuple = macro_ops # Any of these by name, or your own rows; an op is stored as its place
+    ranges  = dict(n_layers=(1, 100))
     presets = dict(robust=robust['macro'], released=released['macro'], paper=paper['macro'])
 
     def decisions(self):

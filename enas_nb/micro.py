@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from .space import Arch, Op, SearchSpace, Step, loose_ends, make_graph
+from .space import Arch, Op, SearchSpace, Step, brief, loose_ends, make_graph
 from .presets import paper, released, robust
 from .layers import (AuxHead, FactorizedReduction, Head, PathNet, batch_norm, conv,
                             drop_path, pool, relu_conv_bn, sep_stack)
@@ -55,12 +55,13 @@ class MicroSpace(SearchSpace):
         default=10., compare=False)
     sep_prior: float = field( # Added to their logits in the normal cell, taken from all others
         default=.25, compare=False)
+    ranges  = dict(n_nodes=(1, 100))
     presets = dict(robust=robust['micro'], released=released['micro'], paper=paper['micro'])
     rail = False
 
     @property
     def op_bias(self):
-        return tuple(float(self.sep_bias) if o.startswith('sep') else 0. for o in self.ops)
+        return tuple(self.sep_bias if o.startswith('sep') else 0. for o in self.ops)
 
     def decisions(self):
         prior = tuple(self.sep_prior if o.startswith('sep') else -self.sep_prior
@@ -135,6 +136,16 @@ class Genotype(NamedTuple):
 _darts = dict(sep3x3='sep_conv_3x3', sep5x5='sep_conv_5x5', avg3x3='avg_pool_3x3',
               max3x3='max_pool_3x3', identity='skip_connect')
 
+def _check_pairs(part, value):
+    "Refuse what is no part of a genotype."
+    pairs = not part.endswith('concat')
+    good  = isinstance(value, (list, tuple, range)) and not value[200:]
+    if pairs: good = good and len(value)>1 and not len(value)%2 and all(
+        isinstance(o, (list, tuple)) and len(o)==2 for o in value)
+    if good: return
+    raise ValueError(f"{part} of the genotype is {brief(value)}, allowed is a list of "
+                     f"{'2 to 200 pairs (op, node), two for each node' if pairs else 'nodes'}")
+
 def to_genotype(arch:Arch): # A micro architecture; `ValueError` for an op that DARTS lacks
     "The DARTS genotype of a micro architecture."
     if not isinstance(arch.space, MicroSpace):
@@ -153,33 +164,36 @@ def _parse_genotype(text):
     "A `Genotype` from its text; nothing in it is run."
     def value(o):
         if isinstance(o, ast.Call) and getattr(o.func, 'id', '')=='range':
-            return list(range(*map(ast.literal_eval, o.args)))
+            return list(range(*map(ast.literal_eval, o.args))[:200])
         return ast.literal_eval(o)
     try:
+        if len(text)>10**5: raise ValueError
         call = ast.parse(text.strip(), mode='eval').body
         return Genotype(*map(value, call.args), **{k.arg: value(k.value) for k in call.keywords})
-    except (SyntaxError, ValueError, TypeError, AttributeError):
+    except (SyntaxError, ValueError, TypeError, AttributeError, RecursionError, MemoryError):
         raise ValueError("not a genotype, which looks like Genotype(normal=[('sep_conv_3x3', 0), "
                          '...], normal_concat=[...], reduce=[...], reduce_concat=[...])') from None
 
 def from_genotype(g): # A `Genotype`, a tuple like it, or its text; `ValueError` if ENAS lacks it
     "The micro architecture that a DARTS genotype describes."
     if isinstance(g, str): g = _parse_genotype(g)
+    for o in Genotype._fields: _check_pairs(o, getattr(g, o, None))
     n, other = len(g.normal), len(g.reduce)
     if n!=other:
         raise ValueError(f'the cells of the genotype have {n} and {other} pairs, '
                          'but both cells of an ENAS space have the same number')
     names, code = {v:k for k,v in _darts.items()}, []
     for op,j in (*g.normal, *g.reduce):
-        if op not in names:
-            raise ValueError(f"op {op!r} is not in the micro space, allowed are {', '.join(names)}")
+        if not isinstance(op, str) or op not in names:
+            raise ValueError(f'op {brief(op)} is not in the micro space, '
+                             f"allowed are {', '.join(names)}")
         code += [j, MicroSpace.ops.index(names[op])]
     arch = Arch(MicroSpace(n//2), code)
     for (part,cell),concat in zip(arch.nodes.items(), (g.normal_concat, g.reduce_concat)):
         if tuple(concat)!=cell_ends(cell):
-            raise ValueError(f'the genotype concatenates nodes {list(concat)} of its {part} cell, '
+            raise ValueError(f'the genotype concatenates nodes {brief(concat)} of its {part} cell, '
                              'but an ENAS cell concatenates its loose ends: '
-                             f'{list(cell_ends(cell))}')
+                             f'{brief(list(cell_ends(cell)))}')
     return arch
 
 # %% ../nbs/09_micro.ipynb #97b75b36

@@ -12,12 +12,21 @@ __all__ = ['paper', 'released', 'enas_lm', 'robust', 'ControllerPreset', 'Traini
 # %% ../nbs/appendix/presets.ipynb #00000003
 from dataclasses import asdict, dataclass, fields, replace
 from typing import ClassVar
+from .space import _int, _number, _one_of, _typed, brief, check_fields, few
 
 # %% ../nbs/appendix/presets.ipynb #6e0a11d1
-def _allowed(name, value, known):
-    "Refuse a value that is none of `known`."
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}, allowed are {', '.join(map(repr, known))}")
+_share, _weight, _size, _count = (0, 1), (0, None), (1, 10**5), (1, 10**6)
+_ranges = dict( # the least and the largest value, by field
+    hidden=_size, n_lstm=(1, 100), init=_weight, tanh_constant=_weight, temperature=(1e-9, None),
+    op_tanh_reduce=(1e-9, None), betas=(2, 2), eps=_weight, grad_clip=_weight,
+    baseline_decay=_share, skip_target=_share, skip_weight=_weight, steps=(0, 10**6),
+    n_archs=_size, warmup=_weight, width=_size, n_layers=(1, 1000), dropout=_share, bs=_count,
+    n_cycles=(1, 100), T_0=_count, T_mul=(1, 100), lr=_weight, lr_max=_weight, lr_min=_weight,
+    momentum=_share, l2=_weight, clip=_weight, aux_weight=_weight, cutout=(0, 10**5),
+    drop_path=_share, bptt=_size, epochs=_count, lr_decay=_weight, decay_from=_weight,
+    embed_p=_share, input_p=_share, hidden_p=_share, weight_p=_share, output_p=_share,
+    alpha=_weight, beta=_weight, asgd=_count, reward_c=_weight, reward_bs=_count,
+    n_omega=(1, 1000))
 
 # %% ../nbs/appendix/presets.ipynb #00000006
 @dataclass(frozen=True)
@@ -45,7 +54,11 @@ class ControllerPreset:
     bonus: float = 0.      # weight of the entropy itself in the loss at first; 0 at θ's last step
     biased: bool = True    # do fixed biases of the space act, as micro's for separable ops?
 
-    def __post_init__(self): _allowed('credit', self.credit, ('reward', 'rank'))
+    def __post_init__(self):
+        check_fields(self, **_ranges)
+        for o in self.betas: _number(o, 'betas', 0, 1)
+        _one_of(self.baseline, 'baseline', ('moving-average', 'leave-one-out'))
+        _one_of(self.credit, 'credit', ('reward', 'rank'))
     def n_steps(self, n): # Epochs of a fit
         "Updates of θ in it: as many with a frozen ω at the end as in turns."
         return self.steps*(n if self.warmup is None else max(0, n-self.warmup))
@@ -62,18 +75,23 @@ class Training:
     alpha = beta = 0.             # weights of fastai's regularisers of recurrent networks
     time_sum    = False           # is the loss a sum over a window's words?
 
+    def __post_init__(self):
+        check_fields(self, **_ranges)
+        _int(self.n_epochs, 'the number of epochs', 1, 10**6)
+
 # %% ../nbs/appendix/presets.ipynb #6e0a11d3
 def phases(paths): # `'policy'`, `'uniform'`, `'fair'`, or pairs of one and its share of the epochs
     "Who trains ω for which share of a fit's epochs, as pairs; `ValueError` for wrong `paths`."
-    try: pairs = ((paths, 1.),) if isinstance(paths, str) else tuple((o, float(s)) for o,s in paths)
+    try: pairs = (((paths, 1.),) if isinstance(paths, str) else
+                  tuple((o, _number(s, 'a share')) for o,s in paths))
     except (TypeError, ValueError):
-        raise ValueError(f"paths is {paths!r}, allowed are 'policy', 'uniform', 'fair', "
+        raise ValueError(f"paths is {brief(paths)}, allowed are 'policy', 'uniform', 'fair', "
                          "or pairs of one and its share of the epochs") from None
     for who,share in pairs:
-        _allowed('paths', who, ('policy', 'uniform', 'fair'))
+        _one_of(who, 'paths', ('policy', 'uniform', 'fair'))
         if not 0<share<=1: raise ValueError(f'a share of the epochs is {share}, allowed is 0 to 1')
     if abs(sum(share for _,share in pairs)-1)>1e-6:
-        raise ValueError(f'the shares of paths {pairs} must have the sum 1')
+        raise ValueError(f'the shares of paths {brief(pairs)} must have the sum 1')
     return pairs
 
 def who_trains(paths, # As `phases` takes it
@@ -90,7 +108,6 @@ def _check_search(part):
     "Refuse what no search can do."
     pairs = phases(part.paths)
     if not isinstance(part.paths, str): object.__setattr__(part, 'paths', pairs) # of JSON, too
-    if part.n_omega<1: raise ValueError(f'n_omega is {part.n_omega}, allowed is 1 or more')
 
 # %% ../nbs/appendix/presets.ipynb #f0dd8f9b
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +150,9 @@ class SearchPreset(ImageTraining):
     n_omega: int = 1       # scores are means over the ω of so many last epochs, each at its end
 
     def __post_init__(self):
+        super().__post_init__()
         _check_search(self)
-        _allowed('reward', self.reward, ('accuracy', 'loss'))
+        _one_of(self.reward, 'reward', ('accuracy', 'loss'))
 
 @dataclass(frozen=True, kw_only=True)
 class FinalPreset(ImageTraining):
@@ -150,9 +168,9 @@ class FinalPreset(ImageTraining):
 class TextTraining(Training):
     "How a language model is trained."
     task = 'text'
-    width: int             # of a word's embedding and of the hidden state
-    layout: str            # weights by nodes: `'paper'`, by nodes and op: `'released'`; `'enas_lm'`
-    init: float            # every weight starts uniform in ±`init`
+    width: int|None        # of a word's embedding and of the hidden state
+    layout: str|None       # weights by nodes: `'paper'`, by nodes and op: `'released'`; `'enas_lm'`
+    init: float|None       # every weight starts uniform in ±`init`
     bs: int                # rows of a batch
     bptt: int              # words of a window, through which gradients flow
     opt: str               # `'sgd'` without momentum, or `'adam'`
@@ -165,11 +183,11 @@ class TextTraining(Training):
     clip: float            # norm that the gradient is clipped to
     time_sum: bool         # is the loss a sum over a window's words? fastai's is a mean
     l2: float              # weight of the sum of squares in the loss: a weight decay of 2·`l2`
-    embed_p: float         # drop: whole words
-    input_p: float         # drop: units of a word's embedding, the same in a window
-    hidden_p: float        # drop: units of the hidden state and of each node's input, as above
-    weight_p: float        # drop: weights
-    output_p: float        # drop: units of the cell's output, the same in a window
+    embed_p: float|None        # drop: whole words
+    input_p: float|None        # drop: units of a word's embedding, the same in a window
+    hidden_p: float|None       # drop: units of the hidden state and of each node's input, as above
+    weight_p: float|None       # drop: weights
+    output_p: float|None       # drop: units of the cell's output, the same in a window
     alpha: float           # weight of the dropped output's mean square, fastai's `RNNRegularizer`
     beta: float            # weight of the mean square of the output's changes, before dropout
 
@@ -196,7 +214,9 @@ class TextSearchPreset(TextTraining):
     reward_bs: int|None = None # rows that architectures are scored on at a time; `bs` by default
     n_omega: int = 1       # scores are means over the ω of so many last epochs, each at its end
 
-    def __post_init__(self): _check_search(self)
+    def __post_init__(self):
+        super().__post_init__()
+        _check_search(self)
 
 @dataclass(frozen=True, kw_only=True)
 class TextFinalPreset(TextTraining):
@@ -221,15 +241,21 @@ class Preset:
         "A copy with some numbers changed."
         for part,d in parts.items():
             if part not in ('controller','search','final'):
-                raise ValueError(f'a preset has no {part!r}, allowed are controller, search, final')
+                raise ValueError(f'a preset has no {brief(part)}, '
+                                 'allowed are controller, search, final')
             known = [f.name for f in fields(getattr(self, part))]
-            for k in d:
+            for k in _typed(d, part, ['dict']):
                 if k not in known:
-                    raise ValueError(f"{part} settings have no {k!r}, "
-                                     f"allowed are {', '.join(known)}")
+                    raise ValueError(f'{part} settings have no {brief(k)}, '
+                                     f'allowed are {few(known)}')
         return replace(self, **{k: replace(getattr(self, k), **d) for k,d in parts.items()})
 
     def __post_init__(self):
+        check_fields(self, name=(0, 200), space=(1, 60))
+        for k,kinds in dict(controller=ControllerPreset, search=SearchPreset|TextSearchPreset,
+                            final=FinalPreset|TextFinalPreset).items():
+            if not isinstance(o := getattr(self, k), kinds):
+                raise TypeError(f'{k} is {brief(o)}, allowed is a preset of this part')
         if self.controller.warmup is None and 'policy' in dict(phases(self.search.paths)):
             raise ValueError("paths has 'policy' and warmup is None: the policy moves at the end "
                              "only, so its paths would be random; say 'uniform', or a warmup")
@@ -565,8 +591,8 @@ def status(where): # A source of the paper's column
 def preset_table(space='macro'): # Name of a space that has presets; `ValueError` for another
     "All presets of a space, their sources, how the paper's values are known: a pandas `DataFrame`."
     from pandas import DataFrame
-    if space not in _tables:
-        raise ValueError(f"no presets for {space!r}, allowed are {', '.join(_tables)}")
+    if not isinstance(space, str) or space not in _tables:
+        raise ValueError(f"no presets for {brief(space)}, allowed are {', '.join(_tables)}")
     rows = [(part, *row) for part,table in _tables[space].items() for row in table]
     names = [o for o,col in _columns.items() if col+2 < len(rows[0])] # part, name, two of each
     table = DataFrame(rows, columns=['part', 'name', *(c for o in names for c in (o, 'where'))]

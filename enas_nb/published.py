@@ -70,7 +70,10 @@ published = {
 class RecipeHead:
     "What a list says of a recipe."
     about: str        # What it is, and how long it takes
-    gpu: bool = False # Is it out of reach of a CPU?
+    hours: int = 0    # What it takes on a GPU, as `estimate` counts; 0: a CPU will do
+
+    @property
+    def gpu(self): return self.hours>0
 
 heads = {k: RecipeHead(about) for k,about in {
     'digits-macro': "scikit-learn's 8x8 digits, 6 layers: about 2 minutes on one core",
@@ -86,11 +89,11 @@ heads = {k: RecipeHead(about) for k,about in {
     'ptb-small': 'Penn Treebank, 300,000 training words, cells of 8 nodes: '
                  'about 45 minutes on one core, fewer with OMP_NUM_THREADS=2'}.items()}
 
-heads |= {k: RecipeHead(about, gpu=True) for k,about in {
-    'cifar10-micro': "CIFAR-10 at the paper's size, 18 layers in the end",
-    'cifar10-micro-cutout': 'the same with CutOut',
-    'cifar10-macro': "CIFAR-10 at the paper's size, 12 layers",
-    'cifar10-macro-wide': 'the same, 128 channels in the end',
-    'ptb': "Penn Treebank at the paper's size with the numbers of the authors' first code, "
-           'cells of 12 nodes',
-    'ptb-lm': "the same with the authors' later cell and numbers (enas_lm)"}.items()}
+heads |= {k: RecipeHead(about, hours) for k,(about,hours) in {
+    'cifar10-micro': ("CIFAR-10 at the paper's size, 18 layers in the end", 44),
+    'cifar10-micro-cutout': ('the same with CutOut', 44),
+    'cifar10-macro': ("CIFAR-10 at the paper's size, 12 layers", 90),
+    'cifar10-macro-wide': ('the same, 128 channels in the end', 159),
+    'ptb': ("Penn Treebank at the paper's size with the numbers of the authors' first code, "
+            'cells of 12 nodes', 143),
+    'ptb-lm': ("the same with the authors' later cell and numbers (enas_lm)", 201)}.items()}

@@ -9,12 +9,12 @@ __all__ = ['recipes', 'Recipe']
 
 # %% ../nbs/16_recipes.ipynb #d8fe25f7
 import inspect
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 import torch
 from fastcore.basics import patch
 from . import data, text
-from .space import SearchSpace
+from .space import SearchSpace, _int, brief, check_fields
 from .presets import Preset, enas_lm, paper, released, robust
 from .published import heads, published
 from .macro import MacroSpace
@@ -44,6 +44,11 @@ class Recipe:
 
     def __post_init__(self):
         object.__setattr__(self, 'arms', check_arms(self.arms))
+        few = (1, 10**6)
+        check_fields(self, n_derive=few, n_look=few, n_children=few, n_random=few)
+        for k,kind in dict(space=SearchSpace, preset=Preset).items():
+            if not isinstance(o := getattr(self, k), kind):
+                raise TypeError(f'{k} is {brief(o)}, allowed is a {kind.__name__}')
         if 'released' in ''.join(self.arms): self.as_released # is there such a preset?
 
     @property
@@ -57,7 +62,7 @@ def with_epochs(self:Recipe,
                 n): # Epochs of the search and of each retraining; `ValueError` if not positive
     """The same recipe, shorter or longer.
     The warm-up of ω keeps its share, and leaves θ at least one epoch."""
-    if n<1: raise ValueError(f'epochs is {n}, allowed is 1 or more')
+    n = _int(n, 'epochs', 1, 10**6)
     search, final, theta = self.preset.search, self.preset.final, self.preset.controller
     warmup = theta.warmup and min(n-1, round(theta.warmup*n/search.n_epochs))
     return replace(self, preset=replace(self.preset, search=search.for_epochs(n),
@@ -88,15 +93,17 @@ def dls(self:Recipe,
     "Its `DataLoaders`; `ValueError` if there is no function of the name `data`."
     make = getattr(text, self.data, None) or getattr(data, self.data, None)
     if make is None:
-        raise ValueError(f"data is {self.data!r}, allowed is a name like 'digits_dls' or 'ptb_dls'")
+        raise ValueError(f"data is {brief(self.data)}, "
+                         "allowed is a name like 'digits_dls' or 'ptb_dls'")
     seeded = dict(seed=seed) if 'seed' in inspect.signature(make).parameters else {}
     return make(**seeded, device=device, **self.data_args)
 
 @patch
 def to_dict(self:Recipe):
     "Plain JSON-able data."
-    return (asdict(replace(self, space=None)) |
-            dict(space=dict(name=self.space.name) | asdict(self.space)))
+    d = {f.name: getattr(self, f.name) for f in fields(self)}
+    return d | dict(space=dict(name=self.space.name) | asdict(self.space),
+                    preset=self.preset.to_dict())
 
 # %% ../nbs/16_recipes.ipynb #00000005
 def _elsewhere(recipe, path, task, loader, kept, about):

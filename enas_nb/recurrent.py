@@ -33,13 +33,10 @@ class RecurrentSpace(SearchSpace):
                   Op('relu', torch.relu, color='#d55e00'), Op('identity', noop, color='#5b6472'),
                   Op('sigmoid', torch.sigmoid, color='#009e73'))
     tanh_first: bool = False # Is node 0 a fixed tanh, before the `n_nodes` nodes (`enas_lm`)?
+    ranges  = dict(n_nodes=(1, 100))
     presets = dict(robust=robust['recurrent'], released=released['recurrent'],
                    paper=paper['recurrent'], enas_lm=enas_lm['recurrent'])
     rail, task = False, 'text'
-
-    def __post_init__(self):
-        super().__post_init__()
-        object.__setattr__(self, 'tanh_first', bool(self.tanh_first))
 
     def decisions(self):
         first = self.tanh_first

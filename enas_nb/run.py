@@ -13,14 +13,14 @@ from itertools import count
 from pathlib import Path
 from shlex import quote
 from fastcore.basics import patch
-from fastcore.xtras import atomic_save
 from filelock import FileLock, Timeout
+from .space import few, write_file
 
 # %% ../nbs/appendix/run.ipynb #03d870d1
 def _read(path):
     "The JSON object in a file; None if there is no file, or something else in it."
     try: res = json.loads(path.read_text())
-    except (OSError, ValueError): return None
+    except (OSError, ValueError, RecursionError): return None
     return res if isinstance(res, dict) else None
 
 class Run:
@@ -49,10 +49,7 @@ class Run:
         data): # Text or bytes
         "Write a file, completely or not at all."
         if not (self.path/'run.json').is_file(): raise FileNotFoundError(f'{self.path} is gone')
-        with atomic_save(self.path/name, **(dict(mode='w', encoding='utf-8')
-                                            if isinstance(data, str) else {})) as f:
-            f.write(data)
-        (self.path/name).chmod(0o644)
+        write_file(self.path/name, data)
 
 # %% ../nbs/appendix/run.ipynb #93707617
 def _missing(path):
@@ -75,13 +72,12 @@ def new_run(path,  # A new or empty folder; `ValueError` for others, `OSError` i
         raise ValueError(f'{path} was taken by a run that is just starting, or was killed then. '
                          'In that case delete it')
     if other := sorted(o.name for o in path.iterdir() if o.name!='lost+found'):
-        raise ValueError(f"{path} holds {', '.join(other[:3])}: choose a new or an empty folder")
+        raise ValueError(f'{path} holds {few(other[:3])}: choose a new or an empty folder')
     try: (path/'tasks').mkdir() # only one process can
     except FileExistsError:
         raise ValueError(f'{path} was taken by another run just now, '
                          'choose another folder') from None
-    try:
-        with atomic_save(path/'run.json', mode='w') as f: f.write(json.dumps(asked, indent=1)+'\n')
+    try: write_file(path/'run.json', json.dumps(asked, indent=1)+'\n')
     except OSError: (path/'tasks').rmdir(); raise
     run = Run(path)
     run.made = made # the innermost first

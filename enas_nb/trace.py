@@ -9,10 +9,9 @@ __all__ = ['Trace', 'read_trace', 'write_trace']
 
 # %% ../nbs/appendix/trace.ipynb #13e00003
 import json, math
-from pathlib import Path
 import numpy as np
 from fastai.callback.core import Callback
-from .space import space_from_dict, write_file
+from .space import _number, brief, read_json, space_from_dict, write_file
 from .draw import shares
 
 # %% ../nbs/appendix/trace.ipynb #13e00006
@@ -53,15 +52,14 @@ class Trace(Callback):
 # %% ../nbs/appendix/trace.ipynb #13e00010
 def read_trace(path): # A file of `write_trace`; `ValueError` for another file
     "The space, the largest possible entropy in nats, and the moments."
-    path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'no file {path}')
+    d = read_json(path)
     try:
-        d = json.loads(path.read_text(encoding='utf-8'))
         space, rows = space_from_dict(d['space']), d['rows']
-        for o in rows: space.check(o['best']), [float(o[k]) for k in ('reward', 'entropy')]
-        return space, float(d['most']), rows
+        for o in rows: space.check(o['best']), [_number(o[k], k) for k in ('reward', 'entropy')]
+        return space, _number(d['most'], 'most'), rows
     except (KeyError, TypeError, ValueError) as e:
-        raise ValueError(f'{path} is no trace of a search ({type(e).__name__}: {e})') from None
+        raise ValueError(f'{brief(str(path), 120)} is no trace of a search '
+                         f'({type(e).__name__}: {e})') from None
 
 def write_trace(path, # File to write
                 d): # A result of `Trace.to_dict`

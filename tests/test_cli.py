@@ -1,5 +1,5 @@
 "`enas-search` and `enas-show`: what they write, and one clear line for each thing that can go wrong."
-import json, os, signal, subprocess, sysconfig, time
+import json, os, signal, subprocess, sys, sysconfig, time
 from importlib.util import find_spec
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +9,16 @@ import matplotlib; matplotlib.use('Agg')
 import pandas as pd, pytest, torch
 from PIL import Image
 
-from enas_nb import data, draw as draw_room, experiment as rooms
+from enas_nb import cli as cli_room, data, draw as draw_room, experiment as rooms
 from safetensors.torch import load_file
 
-from enas_nb.cli import enas_search, enas_show, enas_train
+from enas_nb.cli import enas_compare, enas_evaluate, enas_search, enas_show, enas_train
+from enas_nb.cost import estimate
+from enas_nb.published import heads
 from enas_nb.recipes import published, recipes
 from enas_nb.reinforce import Reinforce
 from enas_nb.macro import MacroSpace
-from enas_nb.micro import MicroSpace
+from enas_nb.micro import MicroSpace, to_genotype
 from enas_nb.recurrent import RecurrentSpace
 from enas_nb.space import load_arch
 
@@ -378,6 +380,59 @@ def test_train_one_architecture(folder, capfd, tiny):
         status, out, err = inside(enas_train, capfd, *args)
         assert status==2
         is_one_line(err, 'enas-train', *words)
+
+# --- one short line ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('device', ['hpu', 'meta', 'cuda:99', 'x'*1000, ''])
+def test_devices_that_are_not_here(device, capfd, folder):
+    status, out, err = inside(enas_search, capfd, '--device', device)
+    assert status==2 and list(folder.iterdir())==[] and len(err)<=301
+    is_one_line(err, 'enas-search', 'device', 'allowed are cpu, or a GPU that torch finds' if device else 'is empty')
+
+@pytest.mark.parametrize('name', ['cifar10-macro', 'ptb-lm'])
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_a_recipe_for_a_gpu_is_refused_before_torch_is_there(name, folder):
+    "It took 8 to 13 s. With torch hidden nothing but the check can answer."
+    code = f"import sys; sys.modules['torch'] = None; from enas_nb import cli; sys.exit(cli.{{}}([{{}}{name!r}]))"
+    for f,words in (('enas_search', ''), ('enas_train', "'cifar10-micro', ")):
+        p = subprocess.run([sys.executable, '-c', code.format(f, words)], capture_output=True, text=True)
+        assert p.returncode==2
+        is_one_line(p.stderr, f.replace('_', '-'), f'{name} needs a GPU, for some ', '--device cpu runs it anyway')
+
+def test_the_hours_of_a_gpu_are_those_that_are_counted():
+    assert {k: o.hours for k,o in heads.items() if o.gpu}=={k: round(estimate(r)['hours']) for k,r in recipes.items() if r.gpu}
+
+def test_architectures_longer_than_a_file_name(capfd, monkeypatch):
+    "The published 24 layers as integers, 5 nodes as a genotype; 44 layers and more have more architectures than a float."
+    monkeypatch.setattr(cli_room, '_count', lambda *args: (None, None))
+    for name,words in (('cifar10-macro-script', [published['cifar10-macro-script'].text, '--space', 'macro']),
+                       ('cifar10-micro', [str(to_genotype(published['cifar10-micro'].arch))])):
+        status, out, err = inside(enas_show, capfd, *words)
+        assert (status, err)==(0, '') and str(published[name].arch) in out
+    status, out, err = inside(enas_show, capfd, ' '.join('0'*(50*51//2)), '--space', 'macro')
+    assert (status, err)==(0, '') and '4.67e+407 architectures in this space' in out
+
+long = 'x'*10**5
+@pytest.mark.parametrize('f,words', [(enas_show, [long]), (enas_show, ['0 '*60_000, '--space', 'recurrent']), (enas_show, ['cifar10-macro', '--svg', long]),
+    (enas_show, ['٣', '--space', 'macro']), (enas_show, ['a\0b']), (enas_show, ['0', '--import', long]), (enas_search, [long]), (enas_search, ['--out', long]),
+    (enas_search, ['--text', long]), (enas_search, ['--resume', long]), (enas_search, ['--seed', '9'*10**4]), (enas_search, ['--epochs', '٣']),
+    (enas_search, ['--epochs', '9'*12]), (enas_search, ['--'+long]), (enas_search, ['\x1b[2J\nx']), (enas_train, [long]), (enas_compare, ['digits-macro', long]),
+    (enas_compare, ['digits-macro', 'c', '--seeds', '9'*10**4]), (enas_evaluate, [long])], ids=lambda o: str(o)[:40].encode('ascii', 'replace').decode())
+def test_long_and_strange_words(f, words, capfd, folder):
+    status, out, err = inside(f, capfd, *words)
+    assert status==2 and len(err)<=301 and err[:-1].isprintable() and list(folder.iterdir())==[], err[:500]
+    is_one_line(err, f.__name__.replace('_', '-'))
+
+def test_files_that_cannot_be_read(capfd, folder):
+    for text in ('['*10**5, '{"space": {"name": "micro", "n_nodes": 1000000000}, "arch": []}'):
+        Path('a.json').write_text(text)
+        status, out, err = inside(enas_show, capfd, 'a.json')
+        assert status==2 and len(err)<=301
+        is_one_line(err, 'enas-show', 'a.json: ')
+    Path('mine.py').write_text('1/0')
+    status, out, err = inside(enas_show, capfd, '0', '--import', 'mine.py')
+    assert status==2
+    is_one_line(err, 'enas-show', "cannot import 'mine.py': ZeroDivisionError")
 
 def test_list(capfd, folder):
     status, out, err = inside(enas_search, capfd, '--list')

@@ -293,3 +293,19 @@ def test_offers_an_image_beside_the_svg(o):
     head, text = img.get('src').split(',')
     assert (img.tag, head)==('img', 'data:image/svg+xml;base64') and b64decode(text).decode()==data['image/svg+xml']==o._repr_svg_()
     assert img.get('alt')==ET.fromstring(o._repr_svg_()).get('aria-label', '')
+
+def test_svg_has_no_control_characters():
+    "A label of a graph of the user's own may hold anything."
+    e = _el('text', 'a\x00\x1b\ud800b\uffff', label='c\x07d')
+    assert ET.fromstring(ET.tostring(e, 'unicode')).text=='a\ufffd\ufffd\ufffdb\ufffd' and e.get('label')=='c\ufffdd'
+    @dataclass(frozen=True)
+    class Odd(SearchSpace):
+        name: ClassVar[str] = 'odd'
+        ops = ('<b>', 'a&b')
+        def decisions(self): yield Step('op', '<i>one</i>', n=2)
+        def graph(self, code=None):
+            g = super().graph(code)
+            for o in g.nodes.values(): o['label'] += '\x01'
+            return g
+    try: ET.fromstring(str(draw(Odd().parse('1'))))
+    finally: del SearchSpace.classes['odd']

@@ -2,7 +2,7 @@
 import json, subprocess, sys
 from dataclasses import dataclass, replace
 
-import pytest, torch
+import numpy as np, pytest, torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.training import GradientClip
 from torch import nn
@@ -249,3 +249,27 @@ def test_an_lstm_of_equal_parameters(n):
     count = lambda net: sum(o.numel() for o in net.parameters())
     with torch.device('meta'): wider = lstm_lm(n+40_000, 200 if n<1e6 else 10_000)
     assert count(net) <= n < count(wider)
+
+@pytest.mark.parametrize('part,error,why', [
+    (dict(controller=dict(warmup=float('nan'))), TypeError, 'warmup is nan, not an integer'),
+    (dict(controller=dict(lr='1e-3')), TypeError, "lr is '1e-3', not a number"), (dict(controller=dict(biased='no')), TypeError, "biased is 'no', allowed is True or False"),
+    (dict(controller=dict(betas=(.9, 2.))), ValueError, 'betas is 2.0, allowed is 0 to 1'), (dict(controller=dict(baseline='x')), ValueError, "baseline is 'x', allowed are"),
+    (dict(search=dict(lr_max=-1)), ValueError, 'lr_max is -1.0, allowed is 0 or more'), (dict(search=dict(bs=0)), ValueError, 'bs is 0, allowed is 1 to 1000000'),
+    (dict(search=dict(width=0)), ValueError, 'width is 0, allowed is 1 to 100000'), (dict(final=dict(l2=float('inf'))), ValueError, 'l2 is inf, not a finite number'),
+    (dict(search=dict(n_cycles=90, T_mul=100)), ValueError, 'the number of epochs is an integer of 596 bits, allowed is 1 to 1000000'),
+    (dict(search=dict(paths='x'*10**6)), ValueError, "paths is 'xxx"), (dict(search=5), TypeError, 'search is 5, allowed is a dict')])
+def test_a_preset_checks_its_fields(part, error, why):
+    with pytest.raises(error) as e: robust['macro'].override(**part)
+    assert str(e.value).startswith(why) and len(str(e.value))<=300
+
+def test_what_json_gave_is_equal():
+    p = robust['macro'].override(search=dict(paths=[['uniform', .5], ['fair', .5]]), controller=dict(betas=[.9, .99], lr=np.float32(.5), steps=np.int64(3)))
+    assert p.controller.betas==(.9, .99) and p.search.paths==(('uniform', .5), ('fair', .5))
+    d = json.loads(json.dumps(p.to_dict()))
+    assert p.override(**{o: d[o] for o in ('controller', 'search', 'final')})==p
+
+@pytest.mark.parametrize('field,error', [(dict(n_derive=0), ValueError), (dict(n_look='x'), TypeError), (dict(lstm='false'), TypeError), (dict(space=None), TypeError),
+                                         (dict(preset={}), TypeError), (dict(arms='equal'), ValueError), (dict(data_args=[]), TypeError), (dict(arms=['x'*10**5]), ValueError)])
+def test_a_recipe_checks_its_fields(field, error):
+    with pytest.raises(error, match=next(iter(field)) if field.get('arms')!=['x'*10**5] else "no arm 'xxx") as e: replace(recipes['digits-macro'], **field)
+    assert len(str(e.value))<=300

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest, torch
 
 from enas_nb.evaluate import measures
-from enas_nb.report import paired, plot_retrained, report, show, verdict
+from enas_nb.report import paired, plain, plot_retrained, report, show, verdict
 
 RESULTS = Path(__file__).parents[1]/'nbs/tutorials/results'
 
@@ -102,3 +102,17 @@ def test_the_favourites_of_a_policy_that_trained_no_weights_got_no_training():
 def test_a_policy_that_moved_at_the_end_is_judged_by_its_last_steps(entropy, words):
     d = committed('digits-macro-seed0') | dict(policy=dict(steps=204, entropy=entropy, max_entropy=10.))
     assert verdict(d).startswith(words or 'In this one run') and 'The policy was never trained' in verdict(d | dict(policy=dict(steps=0, entropy=None, max_entropy=10.)))
+
+def test_a_report_escapes_what_was_typed():
+    "A text, or a folder of images, may be named anything."
+    d = committed('digits-macro-seed0')
+    bad = '<img src=x onerror=alert(1)>.txt `rm` ![a](b) |*x*\n# y & z'
+    d['recipe'] |= dict(name=bad, about=bad)
+    text = report(d)
+    assert '<img' not in text and text.count(plain(bad))==2 and '\n# y' not in text
+    assert plain(bad)=='&lt;img src=x onerror=alert(1)&gt;.txt \\`rm\\` !\\[a\\](b) \\|\\*x\\* # y &amp; z'
+    assert plain("scikit-learn's 8x8 digits, 6 layers: 2,000 words_of (mine)")=="scikit-learn's 8x8 digits, 6 layers: 2,000 words_of (mine)"
+
+def test_a_report_of_more_architectures_than_a_float():
+    d = committed('digits-macro-seed0') | dict(n_archs=6**50*2**1225)
+    assert '4.67e+407 possible architectures' in report(d)

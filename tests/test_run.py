@@ -108,6 +108,12 @@ def test_a_full_disk_leaves_what_is_done(tmp_path, monkeypatch):
     run.take('one', lambda o: dict(x=1))
     import enas_nb.run as room
     def full(*args, **kwargs): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(room, 'atomic_save', full)
+    monkeypatch.setattr(room, 'write_file', full)
     with pytest.raises(OSError, match='No space'): run.take('two', lambda o: {})
     assert run.result('one')==dict(x=1) and not run.done('two')
+
+def test_files_of_a_run_honour_the_umask(tmp_path):
+    old = os.umask(0o077)
+    try: run = new_run(tmp_path/'a', {}); run.write('progress.md', 'x')
+    finally: os.umask(old)
+    assert {o.stat().st_mode & 0o777 for o in (tmp_path/'a').iterdir() if o.is_file()}=={0o600}

@@ -1,5 +1,5 @@
 "Spaces and architectures: what is refused, what a file carries, ops that are rows, a space that only lists its decisions."
-import json, pickle, re
+import json, os, pickle, re, stat
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,10 +9,10 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from enas_nb.macro import MacroNet, MacroSpace, SharedMacroNet, final_conv, shared_conv
-from enas_nb.micro import MicroNet, MicroSpace, SharedMicroNet
+from enas_nb.micro import Genotype, MicroNet, MicroSpace, SharedMicroNet, from_genotype
 from enas_nb.recurrent import RecurrentSpace
 from enas_nb.space import (Arch, ListedSpace, Op, SearchSpace, Step, TinySpace, approx, arch_from_json, find_space, load_arch,
-    space_from_dict)
+    space_from_dict, write_file)
 
 def activations():
     "A space that has nothing but decisions: an activation after each of a few layers."
@@ -76,7 +76,7 @@ def test_macro_refuses():
     assert 'has 6' in said('0') and "position 3 is 'x'" in said('0 3 2 x 0 1')
     assert 'not an integer' in refused(TypeError, Arch, small, [0., 3, 1, 5, 0, 1])
     assert 'not an integer' in refused(TypeError, Arch, small, [0, 3, True, 5, 0, 1])
-    assert 'allowed is 1 or more' in refused(ValueError, MacroSpace, 0)
+    assert 'allowed is 1 to 100' in refused(ValueError, MacroSpace, 0)
     assert 'not an integer' in refused(TypeError, MacroSpace, '3') and 'not an integer' in refused(TypeError, MacroSpace, 2.5)
 
 @pytest.mark.parametrize('text,why', [
@@ -310,3 +310,79 @@ def test_architectures_that_differ_in_one_source_share_every_other_weight():
     one, other = used(PUBLISHED), used(Arch(PUBLISHED.space, code))
     assert {re.sub(r'cells\.\d+\.', '', n.split('.sep')[0]) for n in other-one if '.nodes.' in n} == {'nodes.4.1'}
     assert len(one & other) > .9*len(other)
+
+# --- fields, limits, files -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('make,error,why', [
+    (lambda: RecurrentSpace(3, tanh_first='false'), TypeError, "tanh_first is 'false', allowed is True or False"),
+    (lambda: MicroSpace(3, sep_bias='x'), TypeError, "sep_bias is 'x', not a number"),
+    (lambda: MicroSpace(3, sep_bias=float('nan')), ValueError, 'sep_bias is nan, not a finite number'),
+    (lambda: MicroSpace(3, sep_prior=10**400), ValueError, 'sep_prior is an integer of 1,329 bits, not a finite number'),
+    (lambda: MacroSpace(10**6), ValueError, 'n_layers is 1000000, allowed is 1 to 100'),
+    (lambda: MacroSpace(3, ops=dict(conv3x3=1)), TypeError, "ops are {'conv3x3': 1}, allowed is a list of names or `Op`s"),
+    (lambda: Step('op', 'one', n=2, reduce='false'), TypeError, "'one': reduce is 'false', allowed is True or False"),
+    (lambda: Step('op', 'one', n=2, bias=('a', None)), TypeError, "'one': bias is 'a', not a number"),
+    (lambda: Step('op', 'x\n', n=2), ValueError, "the label of a step is 'x\\n', allowed are 1 to 60 printable characters"),
+    (lambda: Op('\x1b[2J'), ValueError, "the name of an op is '\\x1b[2J', allowed are 1 to 60 printable characters")])
+def test_a_field_has_its_type_and_range(make, error, why): assert refused(error, make)==why
+
+def test_numbers_of_numpy_and_lists_are_pythons():
+    @dataclass(frozen=True)
+    class Wide(Activations):
+        sizes: tuple = (3, 5)
+        scale: float = 1.
+    a, b = Wide(np.int64(2), sizes=[3, [5]], scale=np.float32(.5)), Wide(2, sizes=(3, (5,)), scale=.5)
+    assert a==b and hash(a)==hash(b) and a.parse('0 1')==arch_from_json(a.parse('0 1').to_json())
+    assert MacroSpace(np.int64(2)).parse('0 0 0').to_json()==MacroSpace(2).parse('0 0 0').to_json()
+
+@pytest.mark.parametrize('text,why', [
+    ('{"space":{"name":"micro","n_nodes":1000000000},"arch":[]}', 'n_nodes is 1000000000, allowed is 1 to 100'), # took 6 GB
+    ('{"space":{"name":"macro","n_layers":3,"n_layers":2},"arch":[0,0,0]}', 'twice in one object: name, n_layers, n_layers'),
+    ('['*10**5, 'not JSON: nested too deeply'), ('{"space":{"name":"macro","ops":'+'['*900+']'*900+'},"arch":[]}', 'a list is nested more than 20 times'),
+    ('{"space":{"name":"q","steps":[{"kind":"op","label":"x","n":1000000000000}]},"arch":[0]}', '1 to 100 of them'),
+    ('{"space":{"name":{}},"arch":[]}', 'the name of a space is {}, allowed are 1 to 60'), ('{"space":{"name":"q","steps":3},"arch":[]}', 'steps is 3'),
+    ('{"space":{"name":"macro","'+'x'*10**6+'":1},"arch":[]}', 'MacroSpace has no xxx')])
+def test_json_is_checked_before_anything_is_built(text, why):
+    with pytest.raises((ValueError, TypeError)) as e: arch_from_json(text)
+    assert why in str(e.value) and len(str(e.value))<=300
+
+def test_a_space_that_cannot_be_listed():
+    "Also one of the user's: 10^9 decisions, or more architectures than Python prints."
+    for space in (Activations(10**9), Activations(9000)): assert 'it is too large to be listed' in refused(ValueError, lambda: space.size)
+    assert 'n is 1000000000, allowed is 0 to ' in refused(ValueError, MacroSpace(12).random, 10**9)
+    assert approx(MacroSpace(44).size)=='1.03e+319' and approx(10**10**6)=='1.00e+1000000'
+
+def test_strings_are_plain_digits_and_short_lines():
+    said = partial(refused, ValueError, TinySpace().parse)
+    assert said('٣ 0 0 0 0')=="position 0 is '٣', not an integer of 1 to 9 digits"
+    for text in ('x'*10**5, '1'*10**5, 'x'*10**7, '0 '*10**5): assert len(said(text))<=300
+
+def test_write_file(tmp_path):
+    "It follows a link, keeps a mode, honours the umask, and writes into what is no file."
+    old = os.umask(0o027)
+    try: write_file(tmp_path/'a', 'one')
+    finally: os.umask(old)
+    assert stat.S_IMODE((tmp_path/'a').stat().st_mode)==0o640
+    (tmp_path/'a').chmod(0o600); (tmp_path/'link').symlink_to('a')
+    write_file(tmp_path/'link', b'two')
+    assert (tmp_path/'link').is_symlink() and (tmp_path/'a').read_bytes()==b'two' and stat.S_IMODE((tmp_path/'a').stat().st_mode)==0o600
+    write_file('/dev/null', 'gone')
+    assert stat.S_ISCHR(os.stat('/dev/null').st_mode)
+    os.mkfifo(tmp_path/'pipe')
+    reader = os.open(tmp_path/'pipe', os.O_RDONLY|os.O_NONBLOCK)
+    write_file(tmp_path/'pipe', 'three')
+    assert os.read(reader, 9)==b'three' and stat.S_ISFIFO((tmp_path/'pipe').stat().st_mode)
+    os.close(reader)
+    with pytest.raises(IsADirectoryError): write_file(tmp_path, 'x')
+    with pytest.raises(UnicodeEncodeError): write_file(tmp_path/'a', '\ud800')
+    assert sorted(o.name for o in tmp_path.iterdir())==['a', 'link', 'pipe'] and (tmp_path/'a').read_bytes()==b'two'
+
+def test_genotypes():
+    pair = ('skip_connect', 0)
+    good = Genotype([pair]*4, [1, 2, 3], [pair]*4, range(1, 4))
+    assert from_genotype(good)==from_genotype(str(good))
+    odd = refused(ValueError, from_genotype, Genotype([pair]*3, [1, 2], [pair]*3, [1, 2])) # the last one was dropped
+    assert odd.startswith('normal of the genotype is [(') and 'two for each node' in odd
+    for bad in ('Genotype(range(1000000000),1,1,1)', 'Genotype('+'('*10**5, 'Genotype('+'-'*9000+'1)', 5, good._replace(normal=[({}, 0)]*4),
+                good._replace(reduce_concat=range(10**30))):
+        assert len(refused(ValueError, from_genotype, bad))<=300
