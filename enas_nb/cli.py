@@ -175,7 +175,7 @@ def _check_device(device):
     except Exception as e: # each backend has errors of its own
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise ValueError(f'no device {device[:60]!r} here, allowed are cpu, or a GPU that torch '
-                         f'finds, like cuda: {why[:120]}') from None
+                         f'finds, like cuda: {_line(why, 120)}') from None
 
 def _of_trainings(p):
     "The arguments of a command that trains."
