@@ -734,9 +734,10 @@ def loss(self:ImageTask):
     "What trains by default: the loss that the data bring, or cross entropy for classes"
     own = getattr(self.dls.train_ds, 'loss_func', None)
     if own is None and not self.classes:
-        raise ValueError(f'targets are {self.y.dtype} {tuple(self.y.shape)}, and no classes: give '
-                         '`loss_func`, for numbers MSELossFlat(), for several classes of an image '
-                         'BCEWithLogitsLossFlat(); for one class, integers [n]')
+        raise ValueError(f'targets are {self.y.dtype} {tuple(self.y.shape)}, and no classes '
+                         f'(so `n_out` is {self.y[0].numel()}): give `loss_func`, for numbers '
+                         'MSELossFlat(), for several classes of an image BCEWithLogitsLossFlat(); '
+                         'for one class, integers [n]')
     return own or CrossEntropyLossFlat()
 
 @patch

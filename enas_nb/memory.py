@@ -456,14 +456,15 @@ def first_batch(
         why = (str(e).strip() or type(e).__name__).split('\n')[0][:150]
         raise ValueError(f'the {part} loader fails at its first batch: {why}') from e
     finally: restore()
-    if not (isinstance(b, (tuple,list)) and len(b)==2 and all(isinstance(o, Tensor) for o in b)):
+    x,y,*_ = [*b, None, None] if isinstance(b, (tuple,list)) else [None]*3
+    if not isinstance(x, Tensor) or x.ndim==4 and not (isinstance(y, Tensor) and len(b)==2):
         what = ('of '+', '.join(type(o).__name__ for o in b) if isinstance(b, (tuple,list)) else
                 f'a {type(b).__name__}')
         raise ValueError(f'a {part} batch is {what[:100]}; a pair of tensors is needed, inputs '
                          'and targets')
-    if len(b[0])!=len(b[1]):
-        raise ValueError(f'a {part} batch has {len(b[0])} inputs and {len(b[1])} targets')
-    return b
+    if x.ndim==4 and len(x)!=len(y):
+        raise ValueError(f'a {part} batch has {len(x)} inputs and {len(y)} targets')
+    return x,y
 
 # %% ../nbs/appendix/memory.ipynb #7d1e0a07
 def check_images(

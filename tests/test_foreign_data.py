@@ -188,7 +188,7 @@ def test_more_about_other_targets():
     assert search(numbers(), n_out=1, loss_func=MSELossFlat(), reward=own).search.reward is own
     assert pickle.loads(pickle.dumps(search(numbers(), n_out=1, loss_func=MSELossFlat()).search.reward))(torch.ones(2,1), torch.zeros(2,1))==-1
 
-NO_LOSS = 'and no classes: give `loss_func`, for numbers MSELossFlat.., for several classes of an image BCEWithLogitsLossFlat'
+NO_LOSS = 'and no classes .so `n_out` is [14].: give `loss_func`, for numbers MSELossFlat.., for several classes of an image BCEWithLogitsLossFlat'
 def xy(x, y): return loaders(TensorDataset(x, y), TensorDataset(x, y))
 Y = torch.arange(16)%4
 class Broken(Pairs):
