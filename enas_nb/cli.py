@@ -183,6 +183,8 @@ def _of_trainings(p):
                    help="epochs of each training; the recipe's own by default")
     p.add_argument('--text', metavar='PATH',
                    help='a text file of your own, or a folder of them, for a recipe of text')
+    p.add_argument('--raw', action='store_true',
+                   help='take the words of --text as they are, one sentence a line')
     p.add_argument('--images', metavar='FOLDER',
                    help='images of your own, a folder per class, for a recipe of images')
     p.add_argument('--device', help="cpu, cuda, ...; fastai's choice by default")
@@ -216,6 +218,7 @@ def _check(a, argv):
         raise ValueError(f'epochs is {a.epochs}, allowed is 1 to {10**6:,}')
     if a.text and a.images:
         raise ValueError('a recipe is about text or about images: not both --text and --images')
+    if a.raw and not a.text: raise ValueError('--raw says how a --text is written: give one')
     for o in (a.text, a.images):
         if o and not os.path.exists(o): raise ValueError(f'there is no {_line(o, 120)}')
     if not a.device and a.recipe in heads:
@@ -244,6 +247,7 @@ def _recipe(asked):
         raise ValueError(f"no recipe {asked['recipe']!r}, there are {', '.join(recipes)}")
     recipe = recipes[asked['recipe']]
     if asked['text']:   recipe = recipe.on_text(asked['text'])
+    if asked.get('raw'): recipe = replace(recipe, data_args=recipe.data_args|dict(prose=False))
     if asked['images']: recipe = recipe.on_images(asked['images'])
     if recipe.gpu and not asked['device']:
         from enas_nb.cost import estimate
@@ -257,7 +261,7 @@ def _asked(a):
     "The arguments that a run must keep, so that it can go on."
     absolute = lambda o: o and str(Path(o).resolve())
     return dict(recipe=a.recipe, epochs=a.epochs, seed=a.seed, text=absolute(a.text),
-                images=absolute(a.images), device=a.device)
+                images=absolute(a.images), device=a.device) | (dict(raw=True) if a.raw else {})
 
 def _resumed(run, trains):
     "The run to go on with, if this command made it and `run.json` is not damaged."
@@ -268,6 +272,7 @@ def _resumed(run, trains):
                          'the same enas-compare as before goes on with it')
     bad   = [k for k,kind in kinds.items()
              if k not in asked or not isinstance(asked[k], (kind, type(None)))]
+    if asked.get('raw', True) is not True: bad.append('raw')
     if bad or None in (asked['recipe'], asked['seed']):
         raise ValueError(f"{run.path/'run.json'} is damaged: {', '.join(bad) or 'recipe, seed'}")
     command = 'enas-train' if 'arch' in asked else 'enas-search'

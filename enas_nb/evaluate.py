@@ -128,7 +128,7 @@ def evolve(space,  # What is searched
            seed=0, # An int or a numpy `Generator`
            size=50,  # How many are alive: the length of the queue
            sample=10,# How many of the queue compete to be a parent
-           batch=10, # Children that are scored together
+           batch=10, # Architectures that are scored together
           )->list:
     "Regularised evolution: the architectures alive at the end, the oldest first."
     rng, alive = np.random.default_rng(seed), deque(maxlen=size) # pairs (`Arch`, score)

@@ -9,13 +9,15 @@ __all__ = ['tokenize', 'read_tokens', 'Words', 'StreamDL', 'StreamDataLoaders', 
            'docs_dls', 'file_dls', 'TextScore', 'evaluate_ppl', 'MedianPerplexity', 'TextTask', 'find_task']
 
 # %% ../nbs/06_text.ipynb #430f5d79
-import ast,gc,hashlib,math,re,warnings
+import ast,codecs,gc,hashlib,math,re,warnings
 from collections import Counter
-from functools import partial
+from functools import cache,partial
 from importlib.metadata import version
 from importlib.util import find_spec
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import category,normalize
 
 import pandas as pd
 import torch
@@ -37,44 +39,98 @@ from .data import ImageTask,Measure,Task
 from .fused import WordLoss
 
 # %% ../nbs/06_text.ipynb #00000003
-_END  = re.compile(r"(?<!\b\w)(?<!\b(?:mr|ms|dr|st|vs|al|eq|cf))(?<!\b(?:mrs|etc|fig|ref|sec))"
-                   r"([.!?]+)[\"')\]]*(?=\s|$)|\n\s*\n", re.I)
-_WORD = re.compile(r"(\d[\d.,]*)|(?:[^\W\d_]\.){2,}|\b(?:mr|mrs|ms|dr|st)\.|"
-                   r"[^\W\d_]+(?=n't\b)|n't\b|(?<=\w)'(?:s|re|ve|ll|d|m)\b|"
-                   r"[^\W\d_]\w*(?:-\w+)*", re.I)
+@cache
+def _marks():
+    "Unicode's combining marks but the joiner of marks, as ranges of a regular expression"
+    kinds = [category(chr(o))[0]=='M' and o!=0x34f for o in range(0xe0200)] # no marks after these
+    edges = [o for o in range(1, len(kinds)) if kinds[o]!=kinds[o-1]]
+    return ''.join(f'{chr(a)}-{chr(b-1)}' for a,b in zip(edges[::2], edges[1::2]))
 
-def _words(s): return ['N' if o[1] else o[0].lower() for o in _WORD.finditer(s)]
+@cache
+def _rules(
+    marked=False, # for a text with marks, or with the joiners of Hindi and Persian? That is slower
+):
+    "What ends a sentence, and what is a word"
+    more  = _marks()+'\u034f\u200c\u200d' if marked else ''
+    L,W   = r'[^\W\d_]',rf'[\w{more}]' # a letter; what goes on with a word
+    short = [f'(?<!{W}){o}' for o in (r'\w', '(?i:mr|ms|dr|st|vs|al|eq|cf)',
+                                      '(?i:mrs|etc|fig|ref|sec)')]
+    no    = ''.join(f'(?<!{o})' for o in short)          # full stops begin here: not after `etc`,
+    yes   = '|'.join(f'(?<={o}[.!?…])' for o in short)   # or after the one that belongs to it
+    close = r"""["')\]”»」』】）》〉]*"""
+    end   = (rf"((?=[.!?…])(?:(?<![.!?…]){no}|{yes})[.!?…]+(?={close}(?:\s|$))|"
+             rf"[。｡！？‼⁇⁈⁉‽।॥؟۔։።፧།။។៕]+){close}|\n\s*\n")
+    ended = rf"(?<=[^\W_])|(?<=[^\W_][_{more}])"
+    after = ended.replace(')', ' )') # a blank later
+    word  = (rf"(\d[\d.,٫٬]*)|(?:{L}\.){{2,}}|(?<!{W})(?i:mr|mrs|ms|dr|st)\.|"
+             rf"{L}+(?=(?i:n't)(?!{W}))|(?i:n't)(?!{W})|"
+             rf"(?:(?:{ended})'|(?:{after})'(?!\w+'))(?i:s|re|ve|ll|d|m)(?!{W})|"
+             rf"{L}{W}*(?:-{W}+)*")
+    return re.compile(end),re.compile(word)
+
+_END,_WORD = _rules()
+def _words(s, word=_WORD): return ['N' if o[1] else o[0].lower() for o in word.finditer(s)]
+
+# %% ../nbs/06_text.ipynb #14d00002
+_same = str.maketrans({'’': "'", '＇': "'", '‐': '-', '‑': '-', '\r': '\n', '\x85': '\n',
+                       '\u2028': '\n', '\u2029': '\n\n', **dict.fromkeys('\xad\u2060\ufeff')})
 
 def tokenize(
     text:str, # prose; its sentences end in `.`, `!`, `?` or an empty line
 ) -> list: # words
     "Words of `text` as Penn Treebank writes them, each sentence with `<eos>` behind it"
-    sentences = map(_words, _END.sub('\n\n', text.replace('’', "'")).split('\n\n'))
-    return [o for s in sentences if s for o in (*s,'<eos>')]
+    text   = text.lower().replace('\r\n', '\n').translate(_same)
+    marked = any(category(o)[0]=='M' or o in '\u200c\u200d' for o in {*text})
+    # `normalize` would be slow on a letter with a thousand marks
+    if marked: text = re.sub(f'([{_marks()}]{{30}})(?=[{_marks()}])', '\\1\u034f', text)
+    end,word  = _rules(marked)
+    sentences = end.sub('\n\n', normalize('NFC', text)).split('\n\n')
+    return [o for s in sentences if (words := _words(s, word)) for o in (*words,'<eos>')]
+
+# %% ../nbs/06_text.ipynb #14d00004
+_boms = {codecs.BOM_UTF8: 'utf-8', codecs.BOM_UTF32_LE: 'utf-32', codecs.BOM_UTF32_BE: 'utf-32',
+         codecs.BOM_UTF16_LE: 'utf-16', codecs.BOM_UTF16_BE: 'utf-16'}
+
+def _read(path, encoding):
+    "The text of a file; its byte-order mark, if there is one, says the encoding"
+    data = Path(path).read_bytes()
+    encoding = next((o for bom,o in _boms.items() if data.startswith(bom)), encoding)
+    try: text = data.decode(encoding).replace('\ufeff', '')
+    except UnicodeError as e:
+        raise ValueError(f"{path} is not {encoding} (byte {getattr(e, 'start', 0)}); "
+                         'name its encoding, e.g. "latin-1"') from None
+    except (LookupError,TypeError,ValueError):
+        raise ValueError(f'{path}: {encoding!r} is no encoding; '
+                         'one is "utf-8" or "latin-1"') from None
+    if '\0' in text: raise ValueError(f"{path} holds a NUL (character {text.index(chr(0))}), "
+                                      f'so it is no text, or not {encoding}')
+    return text
 
 def read_tokens(
-    path,      # a text file; `ValueError` if it has no words, or not what `raw` and `encoding` say
-    raw=False, # prose for `tokenize`? Otherwise one sentence a line, its words separated by blanks
-    encoding='utf-8', # of the file
+    path,        # a text file; `ValueError` if it has no words, or is not what the others say
+    prose=False, # for `tokenize`? Otherwise one sentence a line, its words separated by blanks
+    encoding='utf-8', # of the file, unless it begins with a byte-order mark
 ) -> list: # words
     "The words of a text file, each sentence with `<eos>` behind it"
-    try: text = Path(path).read_text(encoding=encoding)
-    except UnicodeDecodeError as e:
-        raise ValueError(f'{path} is not {encoding} (byte {e.start}); '
-                         'name its encoding, e.g. "latin-1"') from None
-    if raw and (found := re.search('<unk>|<eos>', text)):
+    text = _read(path, encoding)
+    if prose and (found := re.search('<unk>|<eos>', text)):
         raise ValueError(f'{path} holds {found[0]}, so its words are prepared already: '
-                         'read it with raw=False')
+                         'read it with prose=False (on the command line: --raw)')
     sentences = map(str.split, text.splitlines())
-    res = tokenize(text) if raw else [o for s in sentences if s for o in (*s,'<eos>')]
+    res = tokenize(text) if prose else [o for s in sentences if s for o in (*s,'<eos>')]
     if not res: raise ValueError(f'{path} holds no words')
     return res
 
 # %% ../nbs/06_text.ipynb #00000005
+def _whole(least, **sizes):
+    "Refuse what is no whole number, or too small a one"
+    for k,v in sizes.items():
+        if not isinstance(v, Integral) or v<least:
+            raise ValueError(f'{k}={v!r:.60}; a whole number of at least {least} is needed')
+
 def _vocab(words, max_vocab):
     "The `max_vocab` most frequent of `words`, sorted; `<unk>` and `<eos>` are always in it"
-    if max_vocab<3:
-        raise ValueError(f'max_vocab={max_vocab}; at least 3: `<eos>`, `<unk>` and one word')
+    _whole(3, max_vocab=max_vocab) # `<eos>`, `<unk>` and one word
     count = Counter(words)
     count['<unk>'] = count['<eos>'] = len(words)+1
     return sorted(sorted(count, key=lambda o: (-count[o],o))[:max_vocab])
@@ -147,8 +203,15 @@ def _check_words(name, words, least):
         raise TypeError(f'{name} text is {type(words).__name__} where a list of words is needed; '
                         '`tokenize` makes one of prose')
     if len(words)<least:
-        raise ValueError(f'{len(words):,} tokens of {name} text where one batch needs {least:,} '
-                         '(bs*seq_len+1); lower bs or seq_len')
+        why = ('a perplexity needs 2' if name=='test' else
+               f'one batch needs {least:,} (bs*seq_len+1); lower bs or seq_len')
+        raise ValueError(f'{len(words):,} tokens of {name} text where {why}')
+
+def _first(words, n):
+    "The first `n` of `words`, or all of them"
+    if n is not None and not (isinstance(n, Integral) and 0<n<=len(words)):
+        raise ValueError(f'n_train={n!r:.60} of {len(words):,} tokens')
+    return words[:n]
 
 def lm_dls(
     train,            # list of words, `<eos>` after each sentence; as long as one batch at least
@@ -162,7 +225,9 @@ def lm_dls(
     path='.',         # where a Learner will save
 ) -> StreamDataLoaders:
     "Fastai language-model `DataLoaders` over words in memory"
+    _whole(1, bs=bs, seq_len=seq_len)
     for name,o in (('training',train),('validation',valid)): _check_words(name, o, bs*seq_len+1)
+    if not (test is None or callable(test)): _check_words('test', test, 2)
     words = Words(_vocab(train, max_vocab) if vocab is None else vocab)
     dsets = Datasets([words(train),words(valid)], [[words]], splits=[[0],[1]])
     loaders = [StreamDL(dsets.subset(i), bs=bs, seq_len=seq_len) for i in (0,1)]
@@ -239,12 +304,10 @@ def ptb_dls(
     if download: untar_data(_ptb_url)
     path = _ptb_path(path)
     train,valid = [_ptb_words(path, o) for o in ('train','valid')]
-    if n_train is not None and not 0<n_train<=len(train):
-        raise ValueError(f'n_train={n_train} of {len(train):,} tokens')
     vocab = sorted(set(train))
     if len(vocab)!=10_000:
         raise ValueError(f'ptb.train.txt in {path} has {len(vocab):,} words, Penn Treebank 10,000')
-    return lm_dls(train[:n_train], valid, partial(_ptb_words, path, 'test'), vocab, bs, seq_len,
+    return lm_dls(_first(train, n_train), valid, partial(_ptb_words, path, 'test'), vocab, bs, seq_len,
                   device=device)
 
 # %% ../nbs/06_text.ipynb #0000001b
@@ -348,14 +411,19 @@ def docs_dls(
             [*s.split(),'<eos>'])
     for key,words in sorted(docs.items()):
         parts[(key[0]>=205)+(key[0]>=230)].extend(words)   # of 256
-    return lm_dls(parts[0][:n_train], *parts[1:], bs=bs, seq_len=seq_len, max_vocab=max_vocab,
+    return lm_dls(_first(parts[0], n_train), *parts[1:], bs=bs, seq_len=seq_len, max_vocab=max_vocab,
                   device=device)
 
 # %% ../nbs/06_text.ipynb #b9cfc6f5
+def _texts(path):
+    "The text files of a folder and of those in it; hidden files and folders are left out"
+    return sorted(o for o in path.rglob('*') if o.suffix.lower()=='.txt' and o.is_file()
+                  and not any(p.startswith('.') for p in o.relative_to(path).parts))
+
 def _part_files(path):
     "The files of a folder by part, by their names; empty if no name is that of a part"
-    named = lambda part: sorted(f for f in path.iterdir() if f.name==f'{part}.txt'
-                                or f.name.endswith(f'.{part}.txt'))
+    here  = [o for o in _texts(path) if o.parent==path]
+    named = lambda part: [o for o in here if f'.{o.name.lower()}'.endswith(f'.{part}.txt')]
     files = {part: named(part) for part in ('train','valid','test')}
     if not files['train']+files['valid']: return {}
     for part,fs in files.items():
@@ -377,15 +445,15 @@ def _cut(words, path):
     "Three parts of a list of words, cut after the sentences that end next to 80 and 90 %"
     ends = [0, *(i+1 for i,o in enumerate(words) if o=='<eos>')]
     if len(ends)<11: raise ValueError(f'{path} has {len(ends)-1} sentences, too few to be cut; '
-                                      'one sentence a line, without full stops, '
-                                      'is read with raw=False')
+                                      'one sentence a line, without full stops, is read '
+                                      'with prose=False (on the command line: --raw)')
     a,b = (min(ends, key=lambda e: abs(e-k*len(words))) for k in (.8,.9))
     return words[:a],words[a:b],words[b:]
 
 # %% ../nbs/06_text.ipynb #9d679c91
 def file_dls(
     path,             # a text file, or a folder of them; `ValueError` if it cannot be divided
-    raw=True,         # prose for `tokenize`? False: one sentence a line, words separated by blanks
+    prose=True,       # for `tokenize`? False: one sentence a line, its words separated by blanks
     bs=64,            # rows
     seq_len=35,       # columns a batch
     max_vocab=10_000, # words of the vocabulary
@@ -394,10 +462,10 @@ def file_dls(
     device=None,      # where the text lives
 ) -> StreamDataLoaders:
     "A text of your own: one file, `train.txt` with `valid.txt`, or a folder of text files"
-    path,read = Path(path),partial(read_tokens, raw=raw, encoding=encoding)
+    path,read = Path(path),partial(read_tokens, prose=prose, encoding=encoding)
     if not path.exists(): raise FileNotFoundError(f'no file or folder {path}')
     if path.is_dir():
-        files = _part_files(path) or _deal(sorted(path.rglob('*.txt')), path, seed)
+        files = _part_files(path) or _deal(_texts(path), path, seed)
         train,valid,test = [[w for f in files[o] for w in read(f)]
                             for o in ('train','valid','test')]
     else: train,valid,test = _cut(read(path), path)

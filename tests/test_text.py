@@ -1,7 +1,9 @@
 "Plumbing of `enas_nb.text`: what its notebook does not show"
-import ast,math,subprocess,sys,tarfile
+import ast,codecs,hashlib,json,math,random,re,string,subprocess,sys,tarfile,time,unicodedata
 from copy import copy,deepcopy
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 import pandas as pd, pytest, torch
 import fastai.callback.schedule
@@ -60,11 +62,75 @@ def test_sentences_end_and_are_not_empty(s):
     ('state-of-the-art x2', 'state-of-the-art x2 <eos>'), ('...', ''), ('', ''), ('one\ntwo\n \nthree', 'one two <eos> three <eos>')])
 def test_tokenize(prose, words): assert tokenize(prose)==words.split()
 
+@pytest.mark.parametrize('prose,words', [
+    ('हिन्दी में लिखा है।यह दूसरा है॥ हाँ', 'हिन्दी में लिखा है <eos> यह दूसरा है <eos> हाँ <eos>'),   # vowel signs are marks
+    ('वह किन. और', 'वह किन <eos> और <eos>'),               # a letter after a mark is no abbreviation of one letter
+    ('cafe\u0301 A\u030a', 'caf\u00e9 \u00e5 <eos>'), ('x\u0302y q\u0323\u0307', 'x\u0302y q\u0323\u0307 <eos>'),   # NFC, or no such letter
+    ("x\u0302's", "x\u0302 's <eos>"), ('e\u0323\u0302.g. so', '\u1ec7.g. so <eos>'),
+    ('كَتَبَ الوَلَدُ؟ نَعَم۔ لا', 'كَتَبَ الوَلَدُ <eos> نَعَم <eos> لا <eos>'), ('می\u200cخواهم', 'می\u200cخواهم <eos>'),
+    ('क्\u200dष', 'क्\u200dष <eos>'), ('他说好。真的？对！', '他说好 <eos> 真的 <eos> 对 <eos>'), ('こう「そう。」だ', 'こう そう <eos> だ <eos>'),
+    ('Wait… no. A…b', 'wait <eos> no <eos> a b <eos>'), ('“Yes.” No', 'yes <eos> no <eos>'), ('«Oui.» Non', 'oui <eos> non <eos>'),
+    ('\ufeffA be', 'a be <eos>'), ('a\ufeffb co\u00adop', 'ab coop <eos>'), ('\u0301a \u200db', 'a b <eos>'),
+    ('a\r\n\r\nb\rc\r\rd', 'a <eos> b c <eos> d <eos>'), ('a\u2028b\u2029c\u2028\u2028d\x85e', 'a b <eos> c <eos> d e <eos>'),
+    ('state\u2010of\u2011art it＇s', "state-of-art it 's <eos>"), ('١٬٠٠٠ 1,000.5 १२', 'N N N <eos>'), ('1️⃣ one', 'N one <eos>'),
+    ("they 'll ca n't", "they 'll ca n't <eos>"), ("the 's' of 'd", "the s of 'd <eos>"), ('etc.... so e.g.. so', 'etc <eos> so e.g. <eos> so <eos>')])
+def test_words_of_other_scripts_are_whole(prose, words): assert tokenize(prose)==words.split()
+
+HUGE = dict(dots='.'*10**6+'x', ellipses='…'*10**6+'x', stops='。'*10**6, lines='\n'*10**6, blanks='\n'+' '*10**6+'x', closers='.'+')'*10**6+'x', both='.)'*500_000+'x',
+            word='a'*10**6, marks='a'+'\u0301'*10**6, hyphens='a-'*500_000, letters='a.'*500_000, digits='1,'*500_000, quotes="'s"*500_000, not_="n't"*300_000,
+            bars='_'*10**6, titles='mr.'*300_000, joiners='\u200d'*10**6, prose='It is, e.g., so. '*60_000, blanks_only=' '*10**6, crs='\r'*10**6)
+@pytest.mark.parametrize('name', HUGE)
+def test_a_huge_line_takes_its_length(name):
+    start = time.process_time()
+    tokenize(HUGE[name])
+    assert time.process_time()-start<2, 'seconds for a million letters'
+
+def letters(s): return sorted(filter(str.isalpha, unicodedata.normalize('NFD', s.lower()).replace('ς', 'σ')))
+
+def holds(s):
+    "What is true of the words of any text: all letters are there, and the words of the words are the same"
+    words = tokenize(s)
+    again = ' '.join('0' if o=='N' else '\n\n' if o=='<eos>' else o for o in words)
+    assert tokenize(again)==words, (s, words, tokenize(again))
+    kept = ''.join(o for o in words if o not in ('N','<eos>'))
+    assert letters(kept)==letters(s), (s, words)
+    assert all(unicodedata.is_normalized('NFC', o) and not re.search(r'\s|\ufeff', o) for o in words)
+
+ALPHABETS = [string.printable, 'aA éÉ.!? ’\'"()-1,n\'t mr. \n\r', 'हिन्दी में। ॥\u200d\u200c १', 'كَتَبَ ؟۔ می\u200c١٬', 'か゚が。「」！？…こ', 'cafe\u0301 ö\u0323\u0302 \u0130ΣΑς\u017f\ufb01ǅ',
+             'Зд́раствуй. «»', 'שָׁלוֹם ', 'ไทยก็', '\ufeff\u00ad\u2060\u200b\u2028\u2029\x85\x0b\x1c\x00', '👩\u200d👩1\ufe0f\u20e3½²Ⅷ', '\ud7b0\u1100\u1161\u11a8각']
+def odd_text(r):
+    "A short text, of one or several scripts, or of any letters at all"
+    mix = [r.choice(ALPHABETS) for _ in range(r.randint(1, 3))]
+    s = ''.join(r.choice(r.choice(mix)) for _ in range(r.randint(0, 40)))
+    return s if r.random()<.8 else s+''.join(chr(o) for o in (r.randrange(0x110000) for _ in range(5)) if not 0xd800<=o<0xe000)
+
+def odd_bytes(s, r):
+    "Its bytes in some encoding, some of them flipped, cut or doubled"
+    data = bytearray(s.encode(r.choice(['utf-8','utf-8','utf-8-sig','utf-16','utf-16-le','utf-32'])))
+    for _ in range(r.choice([0,0,1,3]) if data else 0): data[r.randrange(len(data))] ^= 1<<r.randrange(8)
+    return bytes(data[:r.randrange(len(data)+1)] if r.random()<.1 else data)
+
+def fuzz_texts(n, path, seed=0):
+    "How many of `n` odd texts were read; the others must be refused by one short line"
+    r,read = random.Random(seed),0
+    for i in range(n):
+        holds(s := odd_text(r))
+        path.write_bytes(odd_bytes(s, r))
+        try: assert read_tokens(path, prose=r.random()<.5); read += 1
+        except ValueError as e: assert '\n' not in str(e) and path.name in str(e) and len(str(e))<=300+len(str(path.parent)), e
+    return read
+
+def test_odd_texts_are_read_or_refused(tmp_path): assert 10_000<fuzz_texts(20_000, tmp_path/'odd.txt')<19_000
+
+def test_the_words_of_plain_english_are_those_that_were_measured():
+    said = tokenize((Path(__file__).parents[1]/'LICENSE').read_text())
+    assert len(said)==1650 and hashlib.sha256(' '.join(said).encode()).hexdigest()[:16]=='c74c09ab6255a9fe'
+
 def test_a_prepared_file_is_read_as_it_is(tmp_path):
     f = tmp_path/'a.txt'
     f.write_text(" the <unk> u.s. N\n\n it 's $ \n")
     assert read_tokens(f)=="the <unk> u.s. N <eos> it 's $ <eos>".split()
-    with pytest.raises(ValueError, match='a.txt holds <unk>.*raw=False'): read_tokens(f, raw=True)
+    with pytest.raises(ValueError, match='a.txt holds <unk>.*prose=False'): read_tokens(f, prose=True)
     f.write_text('\n \n')
     with pytest.raises(ValueError, match='a.txt holds no words'): read_tokens(f)
     with pytest.raises(FileNotFoundError): read_tokens(tmp_path/'b.txt')
@@ -74,7 +140,8 @@ def test_vocab_is_the_most_frequent_words_sorted():
     words = 'b b b a a d d c <eos>'.split()
     assert text._vocab(words, 4)==['<eos>','<unk>','a','b']       # a before d, which is as frequent
     assert text._vocab(words, 99)==['<eos>','<unk>','a','b','c','d']
-    with pytest.raises(ValueError, match='at least 3'): text._vocab(words, 2)
+    for n in (2, 0, -5, 1e4, math.nan, '9', None):
+        with pytest.raises(ValueError, match=f'max_vocab={n!r}; a whole number of at least 3'): text._vocab(words, n)
 
 def test_words_refuses_a_bad_vocab():
     with pytest.raises(ValueError, match='only 3 are different'): Words(['<eos>','<unk>','a','a'])
@@ -131,6 +198,17 @@ def test_the_stream_lives_on_the_device():
     dls = toy()
     assert dls.to('meta') is dls
     assert {o.device.type for b in dls.train for o in b}=={'meta'} and tokens(dls, 'valid').device.type=='meta'
+
+@pytest.mark.parametrize('bad', [dict(bs=0), dict(bs=-4), dict(seq_len=0), dict(bs=2.), dict(seq_len='5'), dict(bs=None)])
+def test_sizes_of_a_batch_are_whole_numbers(bad):
+    (name,value), = bad.items()
+    line = re.escape(f'{name}={value!r}; a whole number of at least 1')
+    for make in (toy, docs_dls):
+        with pytest.raises(ValueError, match=line): make(**bad)
+
+def test_a_test_text_is_looked_at_when_it_is_given():
+    for bad,kind in (('a b c', TypeError), ([1], TypeError), (['a'], ValueError)):
+        with pytest.raises(kind, match='test text'): lm_dls(draw(200), draw(90), bad, bs=4, seq_len=5)
 
 def test_what_cannot_be_a_text_is_refused():
     words = draw(100)
@@ -311,6 +389,10 @@ def test_prose_of_a_docstring():
         'Compute a thing from other things', 'The first line is really good , see other', 'The data to look at, all of it',
         'See the following list of items', 'The bullet is a sentence too', 'The other goes over two lines of text']
 
+@pytest.mark.parametrize('n', [0, -5, 1e4, '9', 10**9])
+def test_a_number_of_tokens_is_a_whole_number_and_there(n, read):
+    with pytest.raises(ValueError, match=f'n_train={n!r} of '): docs_dls(n_train=n)
+
 def test_places_of_docstrings():
     tree = ast.parse('"M."\nclass A:\n    "C."\n    def f(self):\n        "F."\ndef g(): pass')
     assert list(text._docstrings(tree, 'm'))==[('m','M.'),('m.A','C.'),('m.A.f','F.')]
@@ -353,7 +435,7 @@ def test_a_file_is_cut_at_sentences(tmp_path):
     dls = file_dls(f, **KW)
     assert [len(tokens(dls, o))//6 for o in ('train','valid','test')]==[80,10,10]
     f.write_text('\n'.join('a b <unk> N' for _ in range(100)))
-    assert sorted(file_dls(f, raw=False, **KW).vocab)==['<eos>','<unk>','N','a','b']
+    assert sorted(file_dls(f, prose=False, **KW).vocab)==['<eos>','<unk>','N','a','b']
 
 @pytest.mark.parametrize('name', ['{}.txt','wiki.{}.txt'])
 def test_a_folder_with_parts(tmp_path, name):
@@ -372,6 +454,42 @@ def test_a_folder_of_files_is_dealt_out_whole(tmp_path):
     assert torch.equal(tokens(dls, 'train'), tokens(file_dls(tmp_path, seed=0, **KW), 'train'))
     assert file_dls(tmp_path, seed=1, **KW).vocab!=dls.vocab
 
+def test_hidden_files_are_no_text(tmp_path):
+    for o in ('.ipynb_checkpoints/a.txt','.b.txt','.ipynb_checkpoints/c.valid.txt','._d.train.txt','e.md'):
+        (tmp_path/o).parent.mkdir(exist_ok=True)
+        (tmp_path/o).write_bytes(b'\x00')
+    for o in ('valid.txt','test.txt'): (tmp_path/o).mkdir()   # folders of texts, not texts
+    with pytest.raises(ValueError, match=r'0 .txt file\(s\) in'): file_dls(tmp_path)
+    for i in range(20): (tmp_path/('valid.txt' if i%2 else '')/f'{i}.TXT').write_text(prose(5, f'w{chr(97+i)}'))
+    assert [len(tokens(file_dls(tmp_path, **KW), o))//30 for o in ('train','valid','test')]==[16,2,2]
+
+def test_names_of_parts_in_capitals(tmp_path):
+    for o,n in (('a.TRAIN.TXT',30),('VALID.txt',20),('Test.Txt',7)): (tmp_path/o).write_text(prose(n))
+    assert [len(tokens(file_dls(tmp_path, **KW), o)) for o in ('train','valid','test')]==[180,120,42]
+
+def test_penn_treebank_as_a_file_and_as_a_folder(tmp_path):
+    for part in ('train','valid','test'): (tmp_path/f'ptb.{part}.txt').write_text(' a b <unk> N \n \'s no it \n'*30)
+    for path,ns in ((tmp_path, [270]*3), (tmp_path/'ptb.train.txt', [216,27,27])):
+        with pytest.raises(ValueError, match=r'holds <unk>.* prose=False \(on the command line: --raw\)'): file_dls(path, **KW)
+        dls = file_dls(path, prose=False, **KW)
+        assert [len(tokens(dls, o)) for o in ('train','valid','test')]==ns and {"'s",'N','<unk>'} <= {*dls.vocab}
+
+def odd_file(path, data): path.write_bytes(data); return path
+
+@pytest.mark.parametrize('data', [codecs.BOM_UTF8+b'a b', *(o+'a b'.encode(e) for o,e in ((codecs.BOM_UTF16_LE,'utf-16-le'), (codecs.BOM_UTF16_BE,'utf-16-be'),
+    (codecs.BOM_UTF32_LE,'utf-32-le'), (codecs.BOM_UTF32_BE,'utf-32-be'))), b'a b\r', b'a\r\n'+codecs.BOM_UTF8+b'b'])
+def test_a_byte_order_mark_is_no_letter(data, tmp_path):
+    for prose in (True, False): assert [o for o in read_tokens(odd_file(tmp_path/'a.txt', data), prose=prose) if o!='<eos>']==['a','b']
+
+@pytest.mark.parametrize('data,encoding,line', [
+    (b'ab\xff', 'utf-8', r'a.txt is not utf-8 \(byte 2\)'), ('a b'.encode('utf-16')+b'x', 'utf-8', r'a.txt is not utf-16 \(byte 8\)'),
+    (b'a', 'utf-9', "a.txt: 'utf-9' is no encoding"), (b'a', 'hex', "a.txt: 'hex' is no encoding"), (b'a', None, 'a.txt: None is no encoding'), (b'a', 'a\0b', 'a.txt: .* is no encoding'),
+    (b'\xff-\xff', 'punycode', 'a.txt is not punycode'), ('a b'.encode('utf-16-le'), 'utf-8', r'a.txt holds a NUL \(character 1\), so it is no text, or not utf-8'),
+    (b'GIF89a\0', 'latin-1', r'NUL \(character 6\).*latin-1'), (b'', 'utf-8', 'a.txt holds no words'), (codecs.BOM_UTF8+b' ', 'utf-8', 'a.txt holds no words'), (b'... !', 'utf-8', 'no words')])
+def test_a_file_that_is_no_text_is_refused_in_one_line(data, encoding, line, tmp_path):
+    with pytest.raises(ValueError, match=line) as e: read_tokens(odd_file(tmp_path/'a.txt', data), prose=True, encoding=encoding)
+    assert '\n' not in str(e.value)
+
 def test_a_path_that_cannot_be_read_is_refused(tmp_path):
     for p,kind,line in ((tmp_path/'no', FileNotFoundError, 'no file or folder'), (tmp_path, ValueError, r'0 .txt file\(s\) in')):
         with pytest.raises(kind, match=line): file_dls(p)
@@ -383,6 +501,31 @@ def test_a_path_that_cannot_be_read_is_refused(tmp_path):
     (tmp_path/'valid.txt').write_text('')
     with pytest.raises(ValueError, match='valid.txt holds no words'): file_dls(tmp_path, **KW)
     with pytest.raises(ValueError, match='one batch needs 2,241'): file_dls(f)
+
+def test_penn_treebank_on_the_command_line(tmp_path, monkeypatch, capfd):
+    from enas_nb.cli import enas_search
+    from enas_nb.recipes import recipes
+    from enas_nb.recurrent import RecurrentSpace
+    monkeypatch.chdir(tmp_path)
+    r = recipes['text-small']
+    r = replace(r, name='tiny', space=RecurrentSpace(2), n_derive=2, n_look=2, n_children=2, n_random=2, data_args=dict(bs=4, max_vocab=60),
+                preset=r.preset.override(controller=dict(steps=1, n_archs=2, warmup=0), search=dict(width=4, epochs=1), final=dict(width=6, epochs=1)))
+    monkeypatch.setitem(recipes, 'tiny', r)
+    words = [f'w{chr(97+i)}' for i in torch.randint(26, (1200,), generator=rng(0, 'words')).tolist()]
+    (tmp_path/'ptb').mkdir()
+    for part in ('train','valid','test'): (tmp_path/f'ptb/ptb.{part}.txt').write_text(''.join(f" {' '.join(words[i:i+9])} <unk> N \n" for i in range(0, 1200, 9)))
+    for asked,line in (('--text ptb', 'holds <unk>.* --raw'), ('--raw', 'there|give one')):
+        assert enas_search(['tiny', *asked.split(), '--device','cpu'])==2
+        err = capfd.readouterr().err
+        assert err.count('\n')==1 and re.search(line, err) and not (tmp_path/'runs/tiny-ptb-seed0').exists()
+    assert enas_search('tiny --text ptb --raw --device cpu'.split())==0
+    run = tmp_path/'runs/tiny-ptb-seed0'
+    result = json.loads((run/'result.json').read_text())
+    assert result['recipe']['data_args']['prose'] is False and result['words']['test']==1200+3*134
+    assert enas_search(['--resume', str(run)])==0 and 'The report is' in capfd.readouterr().out
+    asked = json.loads((run/'run.json').read_text())
+    (run/'run.json').write_text(json.dumps(asked).replace('"raw": true', '"raw": "yes"'))
+    assert enas_search(['--resume', str(run)])==2 and 'run.json is damaged: raw' in capfd.readouterr().err
 
 # ---- perplexity, exactly
 class Always(nn.Module):
