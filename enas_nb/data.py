@@ -706,6 +706,12 @@ class ImageTask(Task):
     def tensors(self):
         "All images and classes; opens the test data"
         return [t for dl in self._loaders() for t in dl.dataset.tensors]
+    def about(self) -> dict:
+        "What goes in and comes out, for who has the network alone: plain data"
+        norm = next((o for o in self.dls.train.after_batch.fs if hasattr(o, 'mean')), None)
+        flat = lambda o: ifnone(o, torch.tensor([])).flatten().tolist()
+        return dict(task=self.name, shape=list(self.shape), mean=flat(getattr(norm, 'mean', None)),
+                    std=flat(getattr(norm, 'std', None)), classes=[str(o) for o in self.dls.vocab])
     def _loaders(self): return self.dls.train,self.dls.valid,open_test(self.dls)
     def measured(self,
         learn, # a trained Learner

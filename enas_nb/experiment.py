@@ -653,6 +653,8 @@ def alone(self:Experiment,
     weights = {k: v.cpu().clone(memory_format=torch.contiguous_format)
                for k,v in learn.model.state_dict().items()}
     write_file(self.run.path/'net.safetensors', save(weights))
+    about = self.task.about() | dict(sizes=recipe.space.sizes(part) | recipe.final_sizes())
+    write_file(self.run.path/'input.json', json.dumps(about, indent=1, ensure_ascii=False)+'\n')
     macs = spent(recipe, 0, final_cost(recipe, arch, *self.like), *self.parts)['retrain']
     found = dict(arch=str(arch), epochs=part.n_epochs, history=net['history'],
                  cost=round(net['cost'], 2), macs=macs)

@@ -548,6 +548,9 @@ class TextTask(Task):
         "All words; opens the test text"
         return [tokens(self.dls, o) for o in ('train','valid','test')]
     def search_metric(self): "What a search reports by default"; return MedianPerplexity()
+    def about(self):
+        "What goes in and comes out, for who has the network alone: plain data"
+        return dict(task=self.name, words=list(self.dls.vocab))
     def sizes(self):
         "Words by part; opens the test text"
         return {o: len(tokens(self.dls, o)) for o in 'train valid test'.split()}
