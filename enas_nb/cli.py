@@ -51,7 +51,8 @@ def _main(name, run, argv):
     except (ValueError, TypeError, OSError, ImportError, OverflowError, RecursionError,
             MemoryError) as e:
         if os.environ.get('ENAS_NB_DEBUG'): raise
-        print(_line(f'{name}: error: {str(e) or type(e).__name__}'), file=sys.stderr)
+        said = re.sub('^Exception occured in .*? event `\\w+`:', '', str(e)) # fastai names a callback
+        print(_line(f'{name}: error: {said or type(e).__name__}'), file=sys.stderr)
         return 2
 
 # %% ../nbs/17_cli.ipynb #c102e778

@@ -325,3 +325,35 @@ def test_choices_that_were_hardly_trained():
 
 def test_limits_are_one():
     assert [decided(e, 10.) for e in (.05, .2, 5., 9.4, 9.6)]==['collapsed', '', '', '', 'unmoved']
+
+# --- a command and its report ----------------------------------------------------------------------------------------------
+
+def recipe_with(search=None, final=None, **kw):
+    from dataclasses import replace
+    from enas_nb.recipes import recipes
+    short = recipes['digits-macro'].with_epochs(1)
+    return replace(short, name='unsound', preset=short.preset.override(search=search or {}, final=final or {}), **kw)
+
+def test_a_command_whose_search_diverges_is_one_line_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, capsys):
+    from enas_nb.cli import enas_search
+    from enas_nb.recipes import recipes
+    monkeypatch.setitem(recipes, 'unsound', recipe_with(search=dict(lr_max=1e30)))
+    assert enas_search(['unsound', '--out', str(tmp_path/'r'), '--device', 'cpu'])==2
+    err = capsys.readouterr().err
+    assert err.startswith('enas-search: error: training has diverged in epoch 1 of 1') and err.count('\n')==1 and 'Exception' not in err
+    assert [*(tmp_path/'r/tasks/search').glob('*.safetensors')] and not (tmp_path/'r/result.json').exists()
+
+def test_networks_that_all_diverged_are_nothing_to_compare():
+    from enas_nb.experiment import run_recipe
+    from enas_nb.report import report
+    result, *_ = run_recipe(recipe_with(final=dict(lr_max=1e30), arms=()), device='cpu', log=lambda o: None)
+    assert result['test_accuracy'] is None and all(o['test'] is None for o in result['nets'])
+    assert 'nothing to compare' in report(result) and 'nan' not in report(result).replace('-nan-', '') and json.loads(json.dumps(result, allow_nan=False))
+
+def test_a_report_tells_the_alarms_of_its_search():
+    from pathlib import Path
+    from enas_nb.report import report
+    d = json.loads((Path(__file__).parents[1]/'nbs/tutorials/results/text-small/result.json').read_text())
+    assert 'Alarms' not in report(d)
+    d['policy'] = (d.get('policy') or dict(steps=1, entropy=5., max_entropy=10.)) | dict(alarms=['The policy has collapsed in epoch 3'])
+    assert '**Alarms of the search.** The policy has collapsed in epoch 3.' in report(d)
