@@ -185,18 +185,7 @@ class StreamDL(LMDataLoader):
         display_df(pd.DataFrame([[o.truncate(trunc_at) for o in row] for row in res[2]],
                                 columns=['read','to predict']))
 
-# %% ../nbs/06_text.ipynb #00000015
-class StreamDataLoaders(DataLoaders):
-    "`DataLoaders` of `StreamDL`s; only `open_test` and `tokens` open the test words"
-    test_source = None
-    def test_dl(self,
-        test_items, # a list of words, or a list of such lists
-        **kwargs    # of `StreamDL`, e.g. `bs`
-    ):
-        "A `StreamDL` of `test_items`, treated as validation data are"
-        return super().test_dl([test_items] if isinstance(test_items[0], str) else test_items,
-                               rm_type_tfms=0, **kwargs)
-
+# %% ../nbs/06_text.ipynb #14d00005
 def _check_words(name, words, least):
     "Refuse what is no list of words, or too short a one"
     if not isinstance(words, (list,tuple)) or not all(isinstance(o, str) for o in words):
@@ -212,6 +201,18 @@ def _first(words, n):
     if n is not None and not (isinstance(n, Integral) and 0<n<=len(words)):
         raise ValueError(f'n_train={n!r:.60} of {len(words):,} tokens')
     return words[:n]
+
+# %% ../nbs/06_text.ipynb #00000015
+class StreamDataLoaders(DataLoaders):
+    "`DataLoaders` of `StreamDL`s; only `open_test` and `tokens` open the test words"
+    test_source = None
+    def test_dl(self,
+        test_items, # a list of words, or a list of such lists
+        **kwargs    # of `StreamDL`, e.g. `bs`
+    ):
+        "A `StreamDL` of `test_items`, treated as validation data are"
+        return super().test_dl([test_items] if isinstance(test_items[0], str) else test_items,
+                               rm_type_tfms=0, **kwargs)
 
 def lm_dls(
     train,            # list of words, `<eos>` after each sentence; as long as one batch at least
@@ -307,8 +308,8 @@ def ptb_dls(
     vocab = sorted(set(train))
     if len(vocab)!=10_000:
         raise ValueError(f'ptb.train.txt in {path} has {len(vocab):,} words, Penn Treebank 10,000')
-    return lm_dls(_first(train, n_train), valid, partial(_ptb_words, path, 'test'), vocab, bs, seq_len,
-                  device=device)
+    test = partial(_ptb_words, path, 'test')
+    return lm_dls(_first(train, n_train), valid, test, vocab, bs, seq_len, device=device)
 
 # %% ../nbs/06_text.ipynb #0000001b
 _packages = dict(numpy='numpy', scipy='scipy', sklearn='scikit-learn',
@@ -411,7 +412,8 @@ def docs_dls(
             [*s.split(),'<eos>'])
     for key,words in sorted(docs.items()):
         parts[(key[0]>=205)+(key[0]>=230)].extend(words)   # of 256
-    return lm_dls(_first(parts[0], n_train), *parts[1:], bs=bs, seq_len=seq_len, max_vocab=max_vocab,
+    train,*others = parts
+    return lm_dls(_first(train, n_train), *others, bs=bs, seq_len=seq_len, max_vocab=max_vocab,
                   device=device)
 
 # %% ../nbs/06_text.ipynb #b9cfc6f5
