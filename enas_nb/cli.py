@@ -51,7 +51,7 @@ def _main(name, run, argv):
     except (ValueError, TypeError, OSError, ImportError, OverflowError, RecursionError,
             MemoryError) as e:
         if os.environ.get('ENAS_NB_DEBUG'): raise
-        said = re.sub('^Exception occured in .*? event `\\w+`:', '', str(e)) # fastai names a callback
+        said = re.sub('^Exception occured in .*? event `\\w+`:', '', str(e)) # fastai's words
         print(_line(f'{name}: error: {said or type(e).__name__}'), file=sys.stderr)
         return 2
 

@@ -706,12 +706,6 @@ class ImageTask(Task):
     def tensors(self):
         "All images and classes; opens the test data"
         return [t for dl in self._loaders() for t in dl.dataset.tensors]
-    def about(self) -> dict:
-        "What goes in and comes out, for who has the network alone: plain data"
-        norm = next((o for o in self.dls.train.after_batch.fs if hasattr(o, 'mean')), None)
-        flat = lambda o: ifnone(o, torch.tensor([])).flatten().tolist()
-        return dict(task=self.name, shape=list(self.shape), mean=flat(getattr(norm, 'mean', None)),
-                    std=flat(getattr(norm, 'std', None)), classes=[str(o) for o in self.dls.vocab])
     def _loaders(self): return self.dls.train,self.dls.valid,open_test(self.dls)
     def measured(self,
         learn, # a trained Learner
@@ -795,3 +789,9 @@ def halves(self:ImageTask, seed=0, same=False):
         if self.classes: _in_range(o.dataset.tensors[-1], self.n_out, 'validation')
     return reward,dls
 
+@patch
+def about(self:ImageTask) -> dict:
+    "What goes in and comes out, for who has the network alone: plain data"
+    norm = next((o for o in self.dls.train.after_batch.fs if hasattr(o, 'mean')), None)
+    stats = {k: getattr(norm, k).flatten().tolist() for k in ('mean', 'std')} if norm else {}
+    return stats | dict(task=self.name, shape=list(self.shape), classes=[*map(str, self.dls.vocab)])

@@ -395,38 +395,40 @@ def write_result(out,    # A folder
 def _goes_in(result):
     "What a network reads and says, in words."
     if 'images' in result:
-        return ('Images go in: [n, channels, height, width], each channel normalised. Logits of the '
-                'classes come out. `input.json` has the shape, the means, the deviations and the '
-                'classes.')
-    return ('Word numbers go in: [batch, time]. Logits of the next words come out. `input.json` has '
-            'the words in the order of their numbers.')
+        return ('Images go in: [n, channels, height, width], each channel normalised. Logits of '
+                'the classes come out. `input.json` has the shape, the means, the deviations and '
+                'the classes.')
+    return ('Word numbers go in: [batch, time]. Logits of the next words come out. '
+            '`input.json` has the words in the order of their numbers.')
 
 def model_card(result): # As `train_arch` returns it
     "A card for the network of a training, in Markdown (Mitchell et al. 2019)."
     found, recipe = Findings(result), result['recipe']
     measure, items = found.measure, found.measure.items
     test, n = result[f'test_{measure.name}'], result[items]['test']
-    error = (f' ± {100*(test*(1-test)/n)**.5:.1f} points' if measure.name=='accuracy' and test else '')
+    sure  = measure.name=='accuracy' and test
+    error = f' ± {100*(test*(1-test)/n)**.5:.1f} points' if sure else ''
     return f"""# Model card: {recipe['name']}
 
-**What it is.** One network of the {recipe['space']['name']} space of ENAS (Pham et al. 2018), trained from scratch. \
-It has {result['params']:,} parameters. Its architecture:
+**What it is.** One network of the {recipe['space']['name']} space of ENAS (Pham et al. 2018), \
+trained from scratch. It has {result['params']:,} parameters. Its architecture:
 
 `{result['arch']}`
 
 **What goes in and out.** {_goes_in(result)}
 
-**How good it is.** Its test {measure.name} is {show(measure, test)}{error}, on {n:,} {items} that chose nothing. \
-The error is that of the number of {items} alone. Another seed gives another number.
+**How good it is.** Its test {measure.name} is {show(measure, test)}{error}, \
+on {n:,} {items} that chose nothing. The error is that of the number of {items} alone. \
+Another seed gives another number.
 
-**What it was trained on.** {plain(recipe['about'])}. {result[items]['train']:,} {items}, \
-{n_of(result['epochs'], 'epoch')}, seed {result['seed']}.
+**What it was trained on.** {plain(recipe['about'])}. \
+{result[items]['train']:,} {items}, {n_of(result['epochs'], 'epoch')}, seed {result['seed']}.
 
-**What it is not good for.** {items.capitalize()} of another kind than these. It was tested on no others, and it says nothing \
-when it does not know.
+**What it is not good for.** {items.capitalize()} of another kind than these. \
+It was tested on no others, and it says nothing when it does not know.
 
-**How to load it.** The weights are `net.safetensors`, the architecture is `arch.json`. Reading them runs no code. \
-Made with {', '.join(f'{k} {v}' for k,v in result['versions'].items())}.
+**How to load it.** The weights are `net.safetensors`, the architecture is `arch.json`. \
+Reading them runs no code. Made with {', '.join(f'{k} {v}' for k,v in result['versions'].items())}.
 """
 
 # %% ../nbs/15_report.ipynb #a10e1001

@@ -58,9 +58,10 @@ def _name(o, what):
 def _within(x, what, least=None, most=None):
     "`x`, if it is in its range."
     if (least is None or x>=least) and (most is None or x<=most): return x
-    to = f' to {most}' if least is not None else f'{most} or less'
-    raise ValueError(f"{what} is {brief(x)}, allowed is "
-                     f"{'' if least is None else least}{' or more' if most is None else to}")
+    if least is None: allowed = f'{most} or less'
+    elif x>=least: allowed = f'{least} to {most}'
+    else: allowed = f'{least} or more' + (f', at most {most}' if most is not None else '')
+    raise ValueError(f'{what} is {brief(x)}, allowed is {allowed}')
 
 def _int(o, what, least=None, most=None):
     "`o` as an int in a range; refuses floats, strings and booleans."

@@ -236,7 +236,7 @@ class StopDiverged(OwnEvents):
     It looks once an epoch. `lr_find` may diverge: that is its purpose."""
     order = -5 # before θ is trained by such weights
     def before_fit(self):
-        for o in self.opt.hypers:
+        for o in self.opt.hypers if self.opt else ():
             if not 0<=o['lr']<math.inf:
                 raise ValueError(f"the learning rate is {o['lr']}, "
                                  'allowed is a number of 0 or more')

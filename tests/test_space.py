@@ -76,7 +76,7 @@ def test_macro_refuses():
     assert 'has 6' in said('0') and "position 3 is 'x'" in said('0 3 2 x 0 1')
     assert 'not an integer' in refused(TypeError, Arch, small, [0., 3, 1, 5, 0, 1])
     assert 'not an integer' in refused(TypeError, Arch, small, [0, 3, True, 5, 0, 1])
-    assert 'allowed is 1 to 100' in refused(ValueError, MacroSpace, 0)
+    assert 'allowed is 1 or more, at most 100' in refused(ValueError, MacroSpace, 0)
     assert 'not an integer' in refused(TypeError, MacroSpace, '3') and 'not an integer' in refused(TypeError, MacroSpace, 2.5)
 
 @pytest.mark.parametrize('text,why', [
