@@ -369,7 +369,7 @@ def test_train_one_architecture(folder, capfd, tiny):
         status, out, err = inside(enas_train, capfd, *args, '--device', 'cpu')
         assert (status, err)==(0, '') and 'report.md' in out
     one, two = Path('runs/tiny-train-seed0'), Path('b')
-    assert {o.name for o in one.iterdir()}=={'arch.json', 'arch.svg', 'curves.png', 'history.csv', 'net.safetensors', 'report.md',
+    assert {o.name for o in one.iterdir()}=={'arch.json', 'card.md', 'input.json', 'arch.svg', 'curves.png', 'history.csv', 'net.safetensors', 'report.md',
                                              'result.json', 'run.json', 'tasks'}
     a, b = (json.loads((o/'result.json').read_text()) for o in (one, two))
     assert a['test_accuracy']==b['test_accuracy'] and a['params']==sum(o.numel() for o in load_file(one/'net.safetensors').values()
