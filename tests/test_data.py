@@ -520,3 +520,12 @@ def test_the_measure_of_images():
 def test_no_name_of_another_module():
     from enas_nb import memory
     assert not set(data.__all__)&set(memory.__all__)
+
+def test_the_answer_of_the_chapters_exercise_is_right():
+    dls = digits_dls(device='cpu')
+    x,y = dls.train_ds.tensors
+    first = torch.cat([(y==k).nonzero()[:20,0] for k in range(10)])
+    few = images_dls((x[first],y[first]), dls.valid_ds.tensors, dls.vocab, device='cpu')
+    seen = lambda dl: {o.numpy().tobytes() for o in dl.dataset.tensors[0]}
+    assert few.train_ds.tensors[1].bincount(minlength=10).tolist()==[20]*10
+    assert seen(few.valid)==seen(dls.valid) and seen(few.train)<seen(dls.train)
