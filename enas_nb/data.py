@@ -312,7 +312,8 @@ def _idx(f, ndim):
         with (gzip.open if f.suffix=='.gz' else open)(f, 'rb') as o:
             head  = o.read(4+4*ndim)
             shape = np.frombuffer(head, '>u4', offset=4).astype(int).tolist()
-            if head[:4]!=bytes([0,0,8,ndim]) or len(shape)<ndim or (n := math.prod(shape))>2**31:
+            known = head[:4]==bytes([0,0,8,ndim]) and len(shape)==ndim
+            if not (known and 0<(n := math.prod(shape))<=2**31):
                 raise ValueError(f'its head is {head.hex()}')
             if len(b := o.read(n+1))!=n:
                 raise ValueError(f'{shape} are {n:,} bytes, and it has '
