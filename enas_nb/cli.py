@@ -248,7 +248,7 @@ def _recipe(asked):
         raise ValueError(f"no recipe {asked['recipe']!r}, there are {', '.join(recipes)}")
     recipe = recipes[asked['recipe']]
     if asked['text']:   recipe = recipe.on_text(asked['text'])
-    if asked.get('raw'): recipe = replace(recipe, data_args=recipe.data_args|dict(prose=False))
+    if asked.get('raw'): recipe = replace(recipe, data_args=recipe.data_args|dict(raw=False))
     if asked['images']: recipe = recipe.on_images(asked['images'])
     if recipe.gpu and not asked['device']:
         from enas_nb.cost import estimate

@@ -108,16 +108,16 @@ def _read(path, encoding):
 
 def read_tokens(
     path,        # a text file; `ValueError` if it has no words, or is not what the others say
-    prose=False, # for `tokenize`? Otherwise one sentence a line, its words separated by blanks
+    raw=False, # prose for `tokenize`? Otherwise one sentence a line, its words separated by blanks
     encoding='utf-8', # of the file, unless it begins with a byte-order mark
 ) -> list: # words
     "The words of a text file, each sentence with `<eos>` behind it"
     text = _read(path, encoding)
-    if prose and (found := re.search('<unk>|<eos>', text)):
+    if raw and (found := re.search('<unk>|<eos>', text)):
         raise ValueError(f'{path} holds {found[0]}, so its words are prepared already: '
-                         'read it with prose=False (on the command line: --raw)')
+                         'read it with raw=False (on the command line: --raw)')
     sentences = map(str.split, text.splitlines())
-    res = tokenize(text) if prose else [o for s in sentences if s for o in (*s,'<eos>')]
+    res = tokenize(text) if raw else [o for s in sentences if s for o in (*s,'<eos>')]
     if not res: raise ValueError(f'{path} holds no words')
     return res
 
@@ -448,14 +448,14 @@ def _cut(words, path):
     ends = [0, *(i+1 for i,o in enumerate(words) if o=='<eos>')]
     if len(ends)<11: raise ValueError(f'{path} has {len(ends)-1} sentences, too few to be cut; '
                                       'one sentence a line, without full stops, is read '
-                                      'with prose=False (on the command line: --raw)')
+                                      'with raw=False (on the command line: --raw)')
     a,b = (min(ends, key=lambda e: abs(e-k*len(words))) for k in (.8,.9))
     return words[:a],words[a:b],words[b:]
 
 # %% ../nbs/06_text.ipynb #9d679c91
 def file_dls(
     path,             # a text file, or a folder of them; `ValueError` if it cannot be divided
-    prose=True,       # for `tokenize`? False: one sentence a line, its words separated by blanks
+    raw=True,         # raw prose, for `tokenize`? False: one sentence a line, its words separated by blanks
     bs=64,            # rows
     seq_len=35,       # columns a batch
     max_vocab=10_000, # words of the vocabulary
@@ -464,7 +464,7 @@ def file_dls(
     device=None,      # where the text lives
 ) -> StreamDataLoaders:
     "A text of your own: one file, `train.txt` with `valid.txt`, or a folder of text files"
-    path,read = Path(path),partial(read_tokens, prose=prose, encoding=encoding)
+    path,read = Path(path),partial(read_tokens, raw=raw, encoding=encoding)
     if not path.exists(): raise FileNotFoundError(f'no file or folder {path}')
     if path.is_dir():
         files = _part_files(path) or _deal(_texts(path), path, seed)

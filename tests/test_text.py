@@ -116,7 +116,7 @@ def fuzz_texts(n, path, seed=0):
     for i in range(n):
         holds(s := odd_text(r))
         path.write_bytes(odd_bytes(s, r))
-        try: assert read_tokens(path, prose=r.random()<.5); read += 1
+        try: assert read_tokens(path, raw=r.random()<.5); read += 1
         except ValueError as e: assert '\n' not in str(e) and path.name in str(e) and len(str(e))<=300+len(str(path.parent)), e
     return read
 
@@ -130,7 +130,7 @@ def test_a_prepared_file_is_read_as_it_is(tmp_path):
     f = tmp_path/'a.txt'
     f.write_text(" the <unk> u.s. N\n\n it 's $ \n")
     assert read_tokens(f)=="the <unk> u.s. N <eos> it 's $ <eos>".split()
-    with pytest.raises(ValueError, match='a.txt holds <unk>.*prose=False'): read_tokens(f, prose=True)
+    with pytest.raises(ValueError, match='a.txt holds <unk>.*raw=False'): read_tokens(f, raw=True)
     f.write_text('\n \n')
     with pytest.raises(ValueError, match='a.txt holds no words'): read_tokens(f)
     with pytest.raises(FileNotFoundError): read_tokens(tmp_path/'b.txt')
@@ -435,7 +435,7 @@ def test_a_file_is_cut_at_sentences(tmp_path):
     dls = file_dls(f, **KW)
     assert [len(tokens(dls, o))//6 for o in ('train','valid','test')]==[80,10,10]
     f.write_text('\n'.join('a b <unk> N' for _ in range(100)))
-    assert sorted(file_dls(f, prose=False, **KW).vocab)==['<eos>','<unk>','N','a','b']
+    assert sorted(file_dls(f, raw=False, **KW).vocab)==['<eos>','<unk>','N','a','b']
 
 @pytest.mark.parametrize('name', ['{}.txt','wiki.{}.txt'])
 def test_a_folder_with_parts(tmp_path, name):
@@ -470,8 +470,8 @@ def test_names_of_parts_in_capitals(tmp_path):
 def test_penn_treebank_as_a_file_and_as_a_folder(tmp_path):
     for part in ('train','valid','test'): (tmp_path/f'ptb.{part}.txt').write_text(' a b <unk> N \n \'s no it \n'*30)
     for path,ns in ((tmp_path, [270]*3), (tmp_path/'ptb.train.txt', [216,27,27])):
-        with pytest.raises(ValueError, match=r'holds <unk>.* prose=False \(on the command line: --raw\)'): file_dls(path, **KW)
-        dls = file_dls(path, prose=False, **KW)
+        with pytest.raises(ValueError, match=r'holds <unk>.* raw=False \(on the command line: --raw\)'): file_dls(path, **KW)
+        dls = file_dls(path, raw=False, **KW)
         assert [len(tokens(dls, o)) for o in ('train','valid','test')]==ns and {"'s",'N','<unk>'} <= {*dls.vocab}
 
 def odd_file(path, data): path.write_bytes(data); return path
@@ -479,7 +479,7 @@ def odd_file(path, data): path.write_bytes(data); return path
 @pytest.mark.parametrize('data', [codecs.BOM_UTF8+b'a b', *(o+'a b'.encode(e) for o,e in ((codecs.BOM_UTF16_LE,'utf-16-le'), (codecs.BOM_UTF16_BE,'utf-16-be'),
     (codecs.BOM_UTF32_LE,'utf-32-le'), (codecs.BOM_UTF32_BE,'utf-32-be'))), b'a b\r', b'a\r\n'+codecs.BOM_UTF8+b'b'])
 def test_a_byte_order_mark_is_no_letter(data, tmp_path):
-    for prose in (True, False): assert [o for o in read_tokens(odd_file(tmp_path/'a.txt', data), prose=prose) if o!='<eos>']==['a','b']
+    for prose in (True, False): assert [o for o in read_tokens(odd_file(tmp_path/'a.txt', data), raw=prose) if o!='<eos>']==['a','b']
 
 @pytest.mark.parametrize('data,encoding,line', [
     (b'ab\xff', 'utf-8', r'a.txt is not utf-8 \(byte 2\)'), ('a b'.encode('utf-16')+b'x', 'utf-8', r'a.txt is not utf-16 \(byte 8\)'),
@@ -487,7 +487,7 @@ def test_a_byte_order_mark_is_no_letter(data, tmp_path):
     (b'\xff-\xff', 'punycode', 'a.txt is not punycode'), ('a b'.encode('utf-16-le'), 'utf-8', r'a.txt holds a NUL \(character 1\), so it is no text, or not utf-8'),
     (b'GIF89a\0', 'latin-1', r'NUL \(character 6\).*latin-1'), (b'', 'utf-8', 'a.txt holds no words'), (codecs.BOM_UTF8+b' ', 'utf-8', 'a.txt holds no words'), (b'... !', 'utf-8', 'no words')])
 def test_a_file_that_is_no_text_is_refused_in_one_line(data, encoding, line, tmp_path):
-    with pytest.raises(ValueError, match=line) as e: read_tokens(odd_file(tmp_path/'a.txt', data), prose=True, encoding=encoding)
+    with pytest.raises(ValueError, match=line) as e: read_tokens(odd_file(tmp_path/'a.txt', data), raw=True, encoding=encoding)
     assert '\n' not in str(e.value)
 
 def test_a_path_that_cannot_be_read_is_refused(tmp_path):
@@ -521,7 +521,7 @@ def test_penn_treebank_on_the_command_line(tmp_path, monkeypatch, capfd):
     assert enas_search('tiny --text ptb --raw --device cpu'.split())==0
     run = tmp_path/'runs/tiny-ptb-seed0'
     result = json.loads((run/'result.json').read_text())
-    assert result['recipe']['data_args']['prose'] is False and result['words']['test']==1200+3*134
+    assert result['recipe']['data_args']['raw'] is False and result['words']['test']==1200+3*134
     assert enas_search(['--resume', str(run)])==0 and 'The report is' in capfd.readouterr().out
     asked = json.loads((run/'run.json').read_text())
     (run/'run.json').write_text(json.dumps(asked).replace('"raw": true', '"raw": "yes"'))
