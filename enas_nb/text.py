@@ -455,7 +455,7 @@ def _cut(words, path):
 # %% ../nbs/06_text.ipynb #9d679c91
 def file_dls(
     path,             # a text file, or a folder of them; `ValueError` if it cannot be divided
-    raw=True,         # raw prose, for `tokenize`? False: one sentence a line, its words separated by blanks
+    raw=True,         # prose for `tokenize`? False: one sentence a line, words separated by blanks
     bs=64,            # rows
     seq_len=35,       # columns a batch
     max_vocab=10_000, # words of the vocabulary
