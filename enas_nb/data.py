@@ -277,7 +277,7 @@ class CutOut(BatchRandom):
     "Zero a square of `size` pixels per image; its top-left corner is uniform, the border clips it"
     order = 101
     def __init__(self, size:int): # side of the square in pixels, at least 1
-        if size<1:
+        if _int(size, 'the side of CutOut')<1:
             raise ValueError(f'CutOut of size {size}: a square has at least 1 pixel; '
                              'leave the transform out for none')
         self.size = size

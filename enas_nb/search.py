@@ -367,6 +367,7 @@ def _riders(dl, n=256):
 def pick_preset(preset, # A `Preset`, the name of one of the space's, or None for its default
                 space, # The space to search; one without presets gets `robust`
                 task='images', # Name of the task: `'images'` or `'text'`
+                warmup=None, # Epochs of ω before θ moves; less than it trains; its own by default
                )->Preset:
     "The preset to use; `ValueError` for an unknown name, or a preset of another task."
     named = space.presets or {robust[task].name: robust[task]}
@@ -377,7 +378,9 @@ def pick_preset(preset, # A `Preset`, the name of one of the space's, or None fo
                          f"allowed are a Preset, {', '.join(map(repr, named))}")
     if preset.search.task!=task:
         raise ValueError(f'preset {preset.name!r} is for {preset.search.task}, the data are {task}')
-    return preset
+    if warmup is None: return preset
+    n = preset.search.n_epochs-1 # else θ would never move
+    return preset.override(controller=dict(warmup=_int(warmup, 'warmup', 0, n)))
 
 def _score(what, score, named):
     "The function that `score` is, or that it names."
@@ -445,8 +448,7 @@ def search_learner(
 )->Learner:
     "A fastai `Learner` that trains the shared weights ω and the policy θ (paper, 2.2)."
     task = find_task(dls).expect(loss_func, n_out)
-    preset = pick_preset(preset, space, task.name)
-    if warmup is not None: preset = preset.override(controller=dict(warmup=warmup))
+    preset = pick_preset(preset, space, task.name, warmup)
     part, (learner, sizes) = preset.search, split_kwargs(kwargs)
     n_out, seed = task.n_out, _int(seed, 'seed', 0)
     if net is None:
