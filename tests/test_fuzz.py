@@ -62,12 +62,12 @@ def twisted(rng, o):
     o = copy.deepcopy(o)
     for _ in range(rng.choice((1, 1, 2, 3))):
         if not (some := places(o)): return rng.choice(VALUES)
-        at, k = rng.choice(some)
+        (at, k), value = rng.choice(some), copy.deepcopy(rng.choice(VALUES))
         way = rng.randrange(5)
         if way==0: del at[k]
-        elif way==1 and isinstance(at, dict): at[rng.choice(('more', 'x'*9000, 'a\nb', ''))] = rng.choice(VALUES)
-        elif way==2 and isinstance(at, list): at.insert(k, rng.choice(VALUES))
-        else: at[k] = copy.deepcopy(rng.choice(VALUES))
+        elif way==1 and isinstance(at, dict): at[rng.choice(('more', 'x'*9000, 'a\nb', ''))] = value
+        elif way==2 and isinstance(at, list): at.insert(k, value)
+        else: at[k] = value
     return rng.choice(VALUES) if rng.random()<.01 else o
 
 def as_text(rng, o):
