@@ -124,7 +124,7 @@ _feeds = dict( # by kind of step: what the policy may see next
 def _check_step(step, who):
     "Refuse what no policy can do."
     _one_of(step.kind, f'{who}kind', _feeds)
-    check_fields(step, who, n=(int(step.kind!='none'), None), at=(0, None), part=(0, 60))
+    check_fields(step, who, n=(int(step.kind!='none'), 10**6), at=(0, 10**6), part=(0, 60))
     _one_of(step.feed, f'{who}feed', _feeds[step.kind])
     _one_of(step.remember, f'{who}remember', ('', 'h', 'zero'))
     for o in step.among: _int(o, f'{who}among', 0)

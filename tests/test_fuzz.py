@@ -62,12 +62,12 @@ def twisted(rng, o):
     o = copy.deepcopy(o)
     for _ in range(rng.choice((1, 1, 2, 3))):
         if not (some := places(o)): return rng.choice(VALUES)
-        at, k = rng.choice(some)
+        (at, k), value = rng.choice(some), copy.deepcopy(rng.choice(VALUES))
         way = rng.randrange(5)
         if way==0: del at[k]
-        elif way==1 and isinstance(at, dict): at[rng.choice(('more', 'x'*9000, 'a\nb', ''))] = rng.choice(VALUES)
-        elif way==2 and isinstance(at, list): at.insert(k, rng.choice(VALUES))
-        else: at[k] = copy.deepcopy(rng.choice(VALUES))
+        elif way==1 and isinstance(at, dict): at[rng.choice(('more', 'x'*9000, 'a\nb', ''))] = value
+        elif way==2 and isinstance(at, list): at.insert(k, value)
+        else: at[k] = value
     return rng.choice(VALUES) if rng.random()<.01 else o
 
 def as_text(rng, o):
@@ -112,18 +112,17 @@ def json_presets(rng):
     recipe = recipes[rng.choice(('digits-macro', 'cifar10-micro', 'text-small', 'ptb-lm'))].preset
     parts  = twisted(rng, {o: json.loads(json.dumps(recipe.to_dict()[o])) for o in ('controller', 'search', 'final')})
     def read():
-        if not isinstance(parts, dict): raise TypeError('no parts')
+        if not isinstance(parts, dict): return Preset('x', 'macro', parts, parts, parts)
         new = recipe.override(**parts)
         new.controller.n_steps(new.search.n_epochs), json.dumps(new.to_dict())
-        Preset(**{o.name: parts.get(o.name, getattr(recipe, o.name)) for o in fields(Preset)})
     return read
 
 def json_recipes(rng):
     r = recipes[rng.choice(list(recipes))]
     numbers = {o.name: getattr(r, o.name) for o in fields(Recipe)}
     for _ in range(rng.choice((1, 2))): numbers[rng.choice(list(numbers))] = rng.choice(VALUES)
-    n, data = rng.choice(VALUES), rng.choice(('x', 'book.txt', '.', '\0'))
-    return lambda: (Recipe(**numbers), r.with_epochs(n), r.on_text(data) if rng.random()<.5 else r.on_images(data))
+    value, path = rng.choice(VALUES), rng.choice(('x', 'book.txt', '.', '\0'))
+    return rng.choice((lambda: Recipe(**numbers), lambda: r.with_epochs(value), lambda: r.on_text(path), lambda: r.on_images(path)))
 
 def command(name, words):
     "Run a command; an error of its own is one line on stderr, with status 2."
