@@ -246,6 +246,27 @@ def test_a_malformed_file_is_refused_whole_or_goes_on(tmp_path):
         learn = fit(make(), 1, .05); before = signature(learn)
     assert n>40
 
+def callback(state, name): return dict(state['cbs'])[name]
+
+wrong_kinds = dict(
+    rate_missing=(lambda d: d['opt']['param_groups'][0].pop('momentum'), 'lack numbers'),
+    rate_text=(lambda d: d['opt']['param_groups'][0].update(lr='x'), 'param_groups.lr is .x. in the file, a number is needed'),
+    momentum_text=(lambda d: next(iter(d['opt']['state'].values())).update(momentum_buffer=''), 'momentum_buffer is'),
+    trained_list=(lambda d: callback(d, 'search')['own'].update(theta_seconds=[1]), r'theta_seconds is \[1\] in the file, a number is needed'),
+    stats_text=(lambda d: callback(d, 'search')['own'].update(stats='x'), "stats is 'x' in the file, a dict is needed"),
+    lost_weights=(lambda d: next(iter(d['model'].values())).fill_(math.nan), 'are not finite'),
+    epoch_text=(lambda d: d['fit'].update(epoch='1'), 'epoch is 1 of'))
+
+@pytest.mark.parametrize('which', wrong_kinds)
+def test_a_piece_of_another_kind_is_refused_by_its_name(which, tmp_path):
+    from enas_nb.checkpoint import write_state
+    spoil, words = wrong_kinds[which]
+    path, learn = saved(fit(make(), 1, .05), tmp_path/'s'), fit(make(), 1, .05)
+    tree, before = read_state(path), signature(learn)
+    spoil(tree); write_state(path, tree)
+    with pytest.raises(ValueError, match=words) as e: learn.load_search(path)
+    assert signature(learn)==before and '\n' not in str(e.value)
+
 def test_a_changed_bit_is_seen(tmp_path):
     path, rng = saved(fit(make(), 1, .05), tmp_path/'s'), random.Random(0)
     raw, learn = path.read_bytes(), make()
