@@ -80,7 +80,8 @@ def read_state(path): # File of `write_state`; `ValueError` for others, or `File
     if not path.is_file(): raise FileNotFoundError(f'no file {path}')
     try:
         with safe_open(path, 'pt') as f:
-            head, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+            # copies: the file may be overwritten while its tensors are in use
+            head, tensors = f.metadata(), {k: f.get_tensor(k).clone() for k in f.keys()}
         if 'crc' in head: # older files have none
             order = sorted(tensors, key=int)
             if head['crc']!=_checksum(head['enas_nb'], {k: tensors[k] for k in order}):

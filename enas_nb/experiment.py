@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from fastcore.foundation import L
-from fastcore.xtras import atomic_save
 from filelock import FileLock, Timeout
 from fastai.callback.core import Callback, CancelValidException
 from fastai.learner import Learner
@@ -27,7 +26,7 @@ from fastai.text.models import AWD_LSTM, get_language_model
 from fastai.torch_core import default_device, set_seed
 from safetensors.torch import save
 from . import __version__
-from .space import Arch, _int, write_file
+from .space import Arch, _int, approx, read_json, write_file
 from .memory import MemoryDL, rng
 from .data import train_on_all
 from .checkpoint import Checkpoint
@@ -565,7 +564,7 @@ def run_recipe(recipe, # The recipe to run
     work = Experiment(recipe, seed, device, run, log)
     sizes, items = work.sizes, work.measure.items
     log(f"{recipe.name}: {sizes['train']:,} training and {sizes['valid']:,} validation {items}, "
-        f'{recipe.space.size:.3g} architectures; seed {seed}, on {work.dls.device}')
+        f'{approx(recipe.space.size)} architectures; seed {seed}, on {work.dls.device}')
     run.work(work.plan, log)
     result, found = work.result(), run.result('search')
     _report(run, partial(write_result, run.path, result), log)
@@ -582,7 +581,7 @@ def _protocol(recipe, seeds):
 
 def read_protocol(file): # `protocol.json` of a comparison
     "The protocol as a dict; `ValueError` if the file is damaged."
-    try: said = json.loads(Path(file).read_text())
+    try: said = read_json(Path(file))
     except ValueError: said = None
     if not isinstance(said, dict): raise ValueError(f'{file} is damaged')
     return said
@@ -605,7 +604,7 @@ def _begin(out, protocol):
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out/'protocol.lock'):
         if not file.exists():
-            with atomic_save(file, mode='w') as f: f.write(json.dumps(protocol, indent=1)+'\n')
+            write_file(file, json.dumps(protocol, indent=1)+'\n')
     begun = read_protocol(file)
     if bad := [k for k,v in protocol.items() if begun.get(k)!=v]:
         raise ValueError(f"{out} was begun with other {', '.join(bad)}: choose another folder, "
@@ -635,7 +634,7 @@ def compare(recipe,      # A `Recipe`
             with FileLock(out/f'seed{seed}.lock', blocking=False): found[seed] = run(seed)
         except Timeout: continue
     table = pd.DataFrame([net for seed in seeds for net in found.get(seed) or run(seed)])
-    with atomic_save(out/'table.csv', mode='w') as f: f.write(table.to_csv(index=False))
+    write_file(out/'table.csv', table.to_csv(index=False))
     for o in out.glob('*.lock'): o.unlink(missing_ok=True)
     return table
 

@@ -234,7 +234,7 @@ def test_an_interrupted_comparison_goes_on(tmp_path, all_arms):
     class Enough(Exception): pass
     lines = []
     def log(line):
-        lines.append(line)
+        if not line.startswith('  !'): lines.append(line) # alarms come between
         if len(lines)==7: raise Enough
     with pytest.raises(Enough): compare(tiny(arms=further_arms), tmp_path/'c', seeds=(3,), log=log)
     kept = sorted(o.name for o in (tmp_path/'c/seed3/tasks').glob('*.json'))

@@ -82,7 +82,7 @@ def test_a_text_search_goes_on_from_a_file(tmp_path):
     rest.load_search(tmp_path/'s.safetensors')
     with rest.no_bar(), rest.no_logging(): rest.fit(3, start_epoch=2)
     for x,y in zip(whole.model.state_dict().values(), rest.model.state_dict().values()): assert torch.equal(x, y)
-    assert whole.recorder.metric_names[3:-1]==['median_ppl', 'reward', 'entropy', 'baseline', 'skipped']
+    assert whole.recorder.metric_names[3:-1]==['median_ppl', 'reward', 'entropy', 'baseline', 'alarms', 'skipped']
 
 def test_perplexity_of_fastais_own_model():
     torch.manual_seed(0)
@@ -103,12 +103,13 @@ def test_the_readmes_lines_for_text():
     "The README's block on text, smaller."
     readme = (Path(__file__).parents[1]/'README.md').read_text(encoding='utf-8')
     code = next(o for o in re.findall(r'```python\n(.*?)```', readme, re.S) if 'ptb_dls' in o)
-    for a,b in (('ptb_dls(bs=64)', 'docs_dls(bs=20, n_train=10_000, max_vocab=100)'), ("preset='paper'", "preset=paper['recurrent'].override(controller=dict(steps=1)), width=8"),
-                ('150,', '1,'), ('2000,', '1,'), ('evaluate_ppl', 'score = evaluate_ppl')):
+    for a,b in (('ptb_dls(bs=64)', 'docs_dls(bs=20, n_train=10_000, max_vocab=100)'),
+                ('RecurrentSpace(12))', "RecurrentSpace(12), preset=RecurrentSpace.presets['robust'].override(controller=dict(steps=1)), width=8)"),
+                ('arch_learner(dls, arch)', 'arch_learner(dls, arch, width=8)'), ('fit_preset()', 'fit_preset(epochs=1)'), ('evaluate_ppl', 'score = evaluate_ppl')):
         assert a in code; code = code.replace(a, b)
     exec(code, d := {})
     assert d['score'].n==len(d['tokens'](d['dls'], 'test'))-1 and 1 < d['score'].ppl < len(d['dls'].vocab) # better than a guess
-    assert list(d['learn'].recorder.metric_names[1:-1])==['train_loss', 'valid_loss', 'median_ppl', 'reward', 'entropy', 'baseline', 'skipped']
+    assert list(d['learn'].recorder.metric_names[1:-1])==['train_loss', 'valid_loss', 'median_ppl', 'reward', 'entropy', 'baseline', 'alarms', 'skipped']
 
 @pytest.mark.parametrize('how', ['files', 'fastai'])
 def test_everything_of_fastais_together(how, tmp_path):

@@ -267,6 +267,12 @@ def test_a_piece_of_another_kind_is_refused_by_its_name(which, tmp_path):
     with pytest.raises(ValueError, match=words) as e: learn.load_search(path)
     assert signature(learn)==before and '\n' not in str(e.value)
 
+def test_a_file_may_be_overwritten_while_its_numbers_are_in_use(tmp_path):
+    path, learn = saved(fit(make(), 1, .05), tmp_path/'s'), make()
+    learn.load_search(path)
+    path.write_bytes(b'') # a mapped file would end the process here
+    fit(learn, 2, .05, start_epoch=1).derive(2)
+
 def test_a_changed_bit_is_seen(tmp_path):
     path, rng = saved(fit(make(), 1, .05), tmp_path/'s'), random.Random(0)
     raw, learn = path.read_bytes(), make()
