@@ -8,7 +8,6 @@ Docs: https://enas-nb.github.io/enas_nb/appendix/alarms.html.md"""
 __all__ = ['decided', 'turn_stats', 'count_choices', 'search_alarms']
 
 # %% ../nbs/appendix/alarms.ipynb #0e142005
-import math
 import numpy as np, torch
 from torch.nn import functional as F
 from .cost import count_params
@@ -81,10 +80,11 @@ def count_choices(
 
 def _untrained(search):
     "Yields a sentence on choices that trained ω less than a tenth as often as by chance."
-    space, counts = search.model.controller.space, search.counts
-    n    = 0 if counts is None or not len(counts) else int(counts[0].sum())
-    rare = sorted((counts[i,a].item(), i, a) for i,(o,_) in enumerate(space.slots)
-                  for a in range(o.choices) if n>=20*o.choices and counts[i,a]<.1*n/o.choices)
+    if search.counts is None or not len(search.counts): return
+    space, counts = search.model.controller.space, search.counts.tolist()
+    n    = sum(counts[0])
+    rare = sorted((counts[i][a], i, a) for i,(o,_) in enumerate(space.slots)
+                  for a in range(o.choices) if n>=20*o.choices and counts[i][a]<.1*n/o.choices)
     def name(k, i, a):
         step, j = space.slots[i]
         what = (space.ops[a] if step.kind=='op' else space.source(a) if step.kind=='index' else

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 from .memory import random_state, set_random_state
-from .space import write_file
+from .space import brief, write_file
 
 # %% ../nbs/appendix/checkpoint.ipynb #37f1b786
 _lists = dict(list=list, tuple=tuple, L=L)
@@ -194,7 +194,7 @@ def _check(learn, state):
 # %% ../nbs/appendix/checkpoint.ipynb #0e140033
 def _what(o): # in a few words
     if isinstance(o, torch.Tensor): return f'{o.dtype} {tuple(o.shape)}'
-    return ' '.join(repr(o)[:40].split())
+    return brief(o)
 
 def _kind(o):
     "What a piece of a state is: a tensor without dimensions is a number, too."

@@ -207,7 +207,8 @@ class Calibrated(nn.Module):
 # %% ../nbs/07_layers.ipynb #5b1c0f42
 def as_plain(x): # A tensor of any class
     "A plain `torch.Tensor`: a subclass of fastai would slow every op, and stop `torch.export`."
-    return x if type(x).__module__.startswith('torch') else x.as_subclass(torch.Tensor)
+    ours = type(x).__module__.split('.')[0]=='torch' # torchvision has subclasses, too
+    return x if ours else x.as_subclass(torch.Tensor)
 
 class PathNet(Calibrated):
     "A network that runs in steps: `begin` makes the first state, and `step` the next one."

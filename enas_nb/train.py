@@ -242,8 +242,10 @@ class StopDiverged(OwnEvents):
                                  'allowed is a number of 0 or more')
     def after_train(self):
         loss = self.learn.loss.detach().float().mean()
-        if hasattr(self.learn, 'lr_finder') or all(
-            o.isfinite().all() for o in (loss, *chain(*self.opt.param_lists))): return
+        weights = chain(*self.opt.param_lists)
+        if hasattr(self.learn, 'lr_finder'): return
+        # the device is asked once, not for each weight
+        if torch.stack([o.isfinite().all() for o in (loss, *weights)]).all(): return
         rate = max(o['lr'] for o in self.opt.hypers)
         raise Diverged(f'training has diverged in epoch {self.epoch+1} of {self.n_epoch}: the loss '
                        f'is {loss.item():.3g}, weights are not finite; the learning rate was '

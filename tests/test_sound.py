@@ -17,7 +17,6 @@ from enas_nb.reinforce import Reinforce
 from enas_nb.report import verdict
 from enas_nb.retrain import arch_learner
 from enas_nb.search import search_learner
-from enas_nb.space import find_space
 from enas_nb.train import Diverged
 from enas_nb.text import lm_dls
 from enas_nb.recurrent import RecurrentSpace
@@ -151,7 +150,7 @@ def test_an_interrupt_inside_a_network_leaves_no_path_behind():
     learn = make()
     def stop(*_): raise KeyboardInterrupt
     h = learn.model.net.register_forward_pre_hook(stop)
-    with pytest.raises(KeyboardInterrupt): learn.try_reward() if False else fit(learn, 1, .05)
+    with pytest.raises(KeyboardInterrupt): fit(learn, 1, .05)
     h.remove()
     assert learn.model.path is None and fit(learn, 1, .05).search.trained==1
 
