@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from .data import Measure
 from .evaluate import arm_names, equal_cost, measures
 from .report import md_table, n_of, show
+from .space import brief, few
 
 # %% ../nbs/appendix/comparison.ipynb #12a00021
 class Interval(NamedTuple):
@@ -54,21 +55,21 @@ def _check_table(table):
     for o in ('recipe', 'measure', 'numbers'):
         if o in table and table[o].nunique()>1:
             raise ValueError(f'the table has more than one {o}: '
-                             f"{', '.join(table[o].dropna().unique())}")
+                             f"{few(map(str, table[o].dropna().unique()))}")
     odd = table[~table.arm.isin({*arm_names} - {'search'})].arm
-    if len(odd): raise ValueError(f"no arm {odd.iloc[0]!r}, there are {', '.join(arm_names)}")
+    if len(odd): raise ValueError(f"no arm {brief(odd.iloc[0])}, there are {', '.join(arm_names)}")
     if table.measure.iloc[0] not in measures:
-        raise ValueError(f"measure is {table.measure.iloc[0]!r}, allowed are {', '.join(measures)}")
+        raise ValueError(f"measure is {brief(table.measure.iloc[0])}, allowed are {', '.join(measures)}")
     for o in ('seed', 'i', *_columns[6:]):
         bad = table[o][pd.to_numeric(table[o], errors='coerce').isna() & table[o].notna()]
-        if len(bad): raise ValueError(f'the column {o} holds {bad.iloc[0]!r}, a number is needed')
+        if len(bad): raise ValueError(f'the column {o} holds {brief(bad.iloc[0])}, a number is needed')
     for o in ('seed', 'i', 'params', 'search_macs', 'train_macs'):
         if table[o].isna().any(): raise ValueError(f'the column {o} has an empty place')
     if table.duplicated(['seed', 'arm', 'i']).any():
         raise ValueError('more than one row has the same seed, arm and i')
     arms = table.groupby('seed').arm.unique().map(lambda o: tuple(sorted(o)))
-    if arms.nunique()>1: raise ValueError('its seeds have different arms: ' + '; '.join(
-        f"{seed}: {', '.join(o)}" for seed,o in arms.items()))
+    if arms.nunique()>1: raise ValueError('its seeds have different arms: ' + few(
+        f"{seed}: {' '.join(o)}" for seed,o in arms.items()))
 
 # %% ../nbs/appendix/comparison.ipynb #f1c14ec9
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from fastai.data.transforms import Categorize,Normalize,get_c
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.torch_core import TensorCategory,TensorImage,TensorImageBW,default_device
+from fastai.vision.core import PILImage
 
 from .space import _int, write_file
 from .reinforce import loss_reward
@@ -725,8 +726,20 @@ class ImageTask(Task):
         return scores.nan_to_num(0.).mean().item()
 
 # %% ../nbs/05_data.ipynb #5d0a4b43
+def _check_depth(dls, n=100):
+    "Refuse files that fastai's `PILImage` would make white; looks at the first `n` of each part"
+    for dl in dls.loaders:
+        lists = getattr(getattr(dl, 'dataset', None), 'tls', None)
+        if not lists or PILImage not in (lists[0].types or ()): continue
+        for f in [o for o in list(lists[0].items[:n]) if isinstance(o, (str,Path))]:
+            with Image.open(f) as img: mode = img.mode
+            if mode[0] in 'IF':
+                raise ValueError(_cannot(f, f'mode {mode}: fastai makes all above 255 white; '
+                                            '`folder_dls` reads 16 bits'))
+
 @patch
 def check(self:ImageTask, x, y): # a training batch; `ValueError` if nothing can be trained on it
+    _check_depth(self.dls)
     check_images(x, y, *first_batch(self.dls, 1))
     self.classes,self.y = not y.is_floating_point(),y.as_subclass(Tensor)
 

@@ -239,3 +239,14 @@ def test_losses_that_do_not_fit():
 
 def test_one_class():
     for make in (search, retrain): refused(lambda: make(xy(pixels(16), Y*0), n_out=1), 'there is one class; at least 2 are needed')
+
+def test_files_that_fastai_would_make_white_are_refused(tmp_path):
+    from PIL import Image
+    from fastai.vision.all import ImageDataLoaders
+    for part,kind in (('train',np.uint8),('valid',np.uint16)):
+        for c in 'ab':
+            (tmp_path/part/c).mkdir(parents=True)
+            for i in range(8): Image.fromarray(np.full((8, 8), 200*(1+99*(kind is np.uint16)), kind)).save(tmp_path/part/c/f'{i}.png')
+    dls = ImageDataLoaders.from_folder(tmp_path, bs=4, num_workers=0)
+    with pytest.raises(ValueError, match=r'valid.*png cannot be read as an image \(mode I;16: fastai makes all above 255 white'): search_learner(dls, SPACE, width=4)
+    search_learner(ImageDataLoaders.from_folder(tmp_path, valid='train', bs=4, num_workers=0), SPACE, width=4) # 8 bits are fine
