@@ -214,6 +214,12 @@ def _same_kind(there, here, name):
     for a,b in zip(there, here) if kind=='list' and len(there)==len(here) else ():
         _same_kind(a, b, name)
 
+def _unlike_kind(there, here):
+    "Is a number no number, or a pair no pair of numbers?"
+    if _kind(here)=='list' and _kind(there)=='list':
+        return len(there)!=len(here) or any(map(_unlike_kind, there, here))
+    return _kind(there)!=_kind(here)
+
 def _pairs(learn, state):
     "Callbacks with their states: the k-th of a name gets the k-th state of that name."
     left = list(state['cbs'])
@@ -239,6 +245,10 @@ def _check_opt(opt):
     states, torchs = opt.state, isinstance(opt, torch.optim.Optimizer)
     if torchs and len(kept := {frozenset(o) for o in states.values() if o})>1:
         raise ValueError(f'weights have unlike states: {[sorted(o) for o in kept]}')
+    for k,v in opt.defaults.items() if torchs else (): # of θ's optimiser, nothing else does it
+        for group in opt.param_groups:
+            if k not in group or v is not None and _unlike_kind(group[k], v):
+                raise ValueError(f'{k} of an optimiser is {_what(group.get(k))}')
     for p,s in states.items():
         for k,v in s.items():
             if _kind(v) in ('number', 'bool') and (k=='step' or not torchs): continue

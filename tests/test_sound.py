@@ -246,6 +246,7 @@ def test_a_malformed_file_is_refused_whole_or_goes_on(tmp_path):
     assert n>40
 
 def callback(state, name): return dict(state['cbs'])[name]
+def theta(state): return callback(state, 'search')['parts']['reinforce']['opt']['param_groups'][0]
 
 wrong_kinds = dict(
     rate_missing=(lambda d: d['opt']['param_groups'][0].pop('momentum'), 'lack numbers'),
@@ -254,6 +255,9 @@ wrong_kinds = dict(
     trained_list=(lambda d: callback(d, 'search')['own'].update(theta_seconds=[1]), r'theta_seconds is \[1\] in the file, a number is needed'),
     stats_text=(lambda d: callback(d, 'search')['own'].update(stats='x'), "stats is 'x' in the file, a dict is needed"),
     lost_weights=(lambda d: next(iter(d['model'].values())).fill_(math.nan), 'are not finite'),
+    theta_lacks=(lambda d: theta(d).pop('betas'), 'betas of an optimiser is None'),
+    theta_none=(lambda d: theta(d).update(eps=None), 'eps of an optimiser is None'),
+    theta_short=(lambda d: theta(d).update(betas=(.5,)), r'betas of an optimiser is \(0.5,\)|betas of an optimiser is \[0.5\]'),
     epoch_text=(lambda d: d['fit'].update(epoch='1'), 'epoch is 1 of'))
 
 @pytest.mark.parametrize('which', wrong_kinds)
