@@ -18,6 +18,8 @@ from .micro import *
 from .recurrent import *
 from .checkpoint import *
 from .train import *
+from .rewards import *
+from .learner import *
 from .cost import *
 from .alarms import *
 from .search import *

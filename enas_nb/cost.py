@@ -35,7 +35,13 @@ def multiply_adds(net,   # A network; on the meta device nothing is computed
     "Multiply-adds of matrix products and convolutions for one image, or one word."
     kind = dict(dtype=torch.float if shape else torch.long, device=next(net.parameters()).device)
     x = torch.zeros(2, *shape or (1,), **kind) # two items, since batch norm may need them
-    with torch.no_grad(), FlopCounterMode(display=False) as flops: net.eval()(x)
+    was, memory = net.training, getattr(net, 'hidden', None)
+    if hasattr(net, 'reset'): net.reset()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as flops: net.eval()(x)
+    finally:
+        net.train(was)
+        if hasattr(net, 'reset'): net.hidden = memory
     return flops.get_total_flops()//4
 
 # %% ../nbs/appendix/cost.ipynb #530b1893

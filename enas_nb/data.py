@@ -37,8 +37,8 @@ from fastai.vision.core import PILImage
 
 from .space import _int, write_file
 from .reinforce import loss_reward
-from .memory import (BatchRandom,MemoryDL,MemoryDataLoaders,MemoryDataset,cache_valid,
-                            check_images,fastai_dls,first_batch,rng,with_valid)
+from .memory import (BatchRandom,MemoryDL,MemoryDataLoaders,MemoryDataset,as_floats,
+                            cache_valid,check_images,fastai_dls,first_batch,rng,with_valid)
 
 # %% ../nbs/05_data.ipynb #0000000a
 class ImageNormalize(Normalize):
@@ -47,8 +47,9 @@ class ImageNormalize(Normalize):
         # channels_last makes this 7 times faster
         as_image = lambda o: o.expand(1, *x.shape[1:]).contiguous(
             memory_format=torch.channels_last)
-        return (x.as_subclass(Tensor).float().div_(255)
-                .sub_(as_image(self.mean)).div_(as_image(self.std)))
+        f = x.as_subclass(Tensor)
+        f = f.float().div_(255) if f.dtype==torch.uint8 else f.clone() # floats by other transforms
+        return f.sub_(as_image(self.mean)).div_(as_image(self.std))
     def decodes(self, x:TensorImage):
         return (x*self.std.to(x.device)+self.mean.to(x.device)).clamp(0, 1)
 
@@ -165,10 +166,12 @@ def images_dls(
     source = Datasets([], [[_ToImage(shape)], [classes]], do_setup=False) # empty: knows the types
     norm,dl = (ImageNormalize.from_stats(*_stats(train[0]), cuda=False),
                partial(MemoryDL, bs=bs, seed=seed))
+    random  = [o for o in L(augment) if o.split_idx==0]
     res = MemoryDataLoaders(
         dl(MemoryDataset(train, types, source, 0), shuffle=True, drop_last=drop_last,
-           after_batch=[norm, *L(augment)]),
-        dl(MemoryDataset(valid, types, source, 1), after_batch=norm),
+           after_batch=[norm, *as_floats(L(augment), train[0])]),
+        dl(MemoryDataset(valid, types, source, 1), # `tta` augments validation images
+           after_batch=[norm, *as_floats(random, train[0])]),
         path=path, device=ifnone(device, default_device()))
     res.test_source = test
     return res
@@ -639,6 +642,7 @@ class Task:
     name    = None # 'images' or 'text', as in a part of a preset
     measure = None # the `Measure` of its results
     scores  = None # what an architecture can earn, by name: functions of (predictions, targets)
+    methods = {}   # of a Learner that it replaces, and by which
     item = staticmethod(lambda x: ()) # shape of an item of inputs `x`, as `multiply_adds` takes it
     def __init__(self,
         dls): # `DataLoaders`, or a pair of loaders; `ValueError` if their batches are no such data

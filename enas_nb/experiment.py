@@ -31,7 +31,8 @@ from .memory import MemoryDL, rng
 from .data import train_on_all
 from .checkpoint import Checkpoint
 from .train import Diverged, clock, preset_cbs
-from .search import SearchCallback, learner_args, search_learner
+from .learner import learner_args
+from .search import SearchCallback, search_learner
 from .trace import Trace, write_trace
 from .retrain import arch_learner
 from .controller import Controller

@@ -9,7 +9,7 @@ __all__ = ['StepRatio', 'arch_learner']
 
 # %% ../nbs/13_retrain.ipynb #17ba67a4
 import torch
-from fastcore.foundation import L
+from fastcore.meta import delegates
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from .space import Arch
@@ -17,8 +17,10 @@ from .memory import DataEpoch
 from .checkpoint import _about
 from .data import add_cutout
 from .text import find_task
-from .search import build_net, learner_args, pick_preset, split_kwargs
 from .train import preset_cbs
+from .rewards import check_metrics
+from .learner import (build_net, check_cbs, learner_args, pick_preset, split_kwargs,
+                             use_methods)
 
 # %% ../nbs/13_retrain.ipynb #00000008
 class StepRatio(Callback):
@@ -30,6 +32,7 @@ class StepRatio(Callback):
             self.model.step_ratio = min(1., (self.epoch*len(self.dls.train)+self.iter+1)/n)
 
 # %% ../nbs/13_retrain.ipynb #00000009
+@delegates(Learner, keep=True)
 def arch_learner(
     dls, # Any image or language-model `DataLoaders`, or a pair of loaders of images
     arch:Arch, # The architecture
@@ -39,22 +42,25 @@ def arch_learner(
     loss_func=None, # The loss; that of `dls`, or cross entropy, by default
     n_out=None, # Classes, or words; those of `dls` by default
     cbs=None, # More callbacks
-    **kwargs, # Arguments of the network (`width`, `dropout`, `skip`, `sep`, ...) and of `Learner`
+    lr=None, wd=None, opt_func=None, # Rate, weight decay and optimiser; the preset's by default
+    **kwargs, # Sizes of the network (`width`, `dropout`, `sep`, ...); more arguments of `Learner`
 )->Learner:
     "A fastai `Learner` that trains one architecture's final network from scratch (paper, 3.2)."
     if not isinstance(arch, Arch):
         raise TypeError(f'arch is a {type(arch).__name__}, but an `Arch` is needed: '
                         '`space.parse(text)` or `learn.derive()` gives one')
+    learner, sizes = split_kwargs(kwargs, loss_func=loss_func, lr=lr, wd=wd, opt_func=opt_func)
     task, space = find_task(dls).expect(loss_func, n_out), arch.space
-    preset, (learner, sizes) = pick_preset(preset, space, task.name), split_kwargs(kwargs)
+    preset = pick_preset(preset, space, task.name)
     part = preset.final
-    net = build_net(space.final_net, arch, task.n_in, task.n_out, **space.sizes(part) | sizes)
+    net = build_net(space.final_net, arch, task.n_in, task.n_out, preset=space.sizes(part), **sizes)
     dls, cutout = task.dls, part.cutout if cutout is None else cutout
     if cutout: dls = add_cutout(dls, cutout)
     if metrics is None: metrics = task.metric()
-    learn = Learner(dls, net.to(memory_format=torch.channels_last), metrics=metrics,
-                    cbs=[DataEpoch(), StepRatio(), *preset_cbs(part), *L(cbs)],
-                    **learner_args(part, task, loss_func) | learner)
+    learn = Learner(dls, net.to(memory_format=torch.channels_last), metrics=check_metrics(metrics),
+                    cbs=[DataEpoch(), StepRatio(), *preset_cbs(part), *check_cbs(cbs)],
+                    **learner_args(part, task, **learner))
+    use_methods(learn, **task.methods)
     learn.part = part
     learn.about = _about(dls, preset, net, sizes, arch=str(arch), space=space.to_dict())
     return learn

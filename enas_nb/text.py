@@ -23,16 +23,18 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor,nn
-from fastcore.all import ifnone
+from fastcore.all import ifnone,patch
 from fastai.data.core import DataLoaders,Datasets
 from fastai.data.external import fastai_path,untar_data
-from fastai.learner import Metric
+from fastai.learner import Learner,Metric
 from fastai.metrics import Perplexity
+from fastai.text.core import Tokenizer
 from fastai.text.data import LMDataLoader,LMTensorText,Numericalize,TensorText
+from fastai.text.learner import decode_spec_tokens
 from fastai.torch_core import TitledStr,default_device,display_df
 
 from . import __version__
-from .space import write_file
+from .space import _int,write_file
 from .memory import rng
 from .reinforce import loss_reward,ppl_reward
 from .data import ImageTask,Measure,Task
@@ -483,6 +485,12 @@ class TextScore(NamedTuple):
     parts: list # mean loss of each row's words, for the standard error of a comparison
 
 # %% ../nbs/06_text.ipynb #b402618b
+def _rows_apart(model):
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and not m.track_running_stats
+           for m in model.modules()):
+        raise ValueError('this model normalises by the statistics of a batch, '
+                         "so its rows depend on each other: use bn_eval='running', or retrain")
+
 @torch.no_grad()
 def evaluate_ppl(
     model,     # a language model that returns logits first and has `reset()`: ours, or fastai's
@@ -494,10 +502,7 @@ def evaluate_ppl(
     "Perplexity of a text: each word but the first counted once, the memory carried"
     n = len(tokens)
     if n<2: raise ValueError(f'a text of {n} words has no perplexity, 2 or more are needed')
-    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and not m.track_running_stats
-           for m in model.modules()):
-        raise ValueError('this model normalises by the statistics of a batch, '
-                         "so its rows depend on each other: use bn_eval='running', or retrain")
+    _rows_apart(model)
     device,training = next(model.parameters()).device,model.training
     if n-1-warm<rows: rows,warm = 1,0
     length = -(-(n-1-warm)//rows) # counted words of a row; the first has `warm` more
@@ -517,6 +522,43 @@ def evaluate_ppl(
     loss,parts = total.sum().item()/(n-1),(total/words)[words>0].tolist() # last rows may be empty
     return TextScore(math.exp(min(loss, 700.)), loss, n-1, parts)
 
+# %% ../nbs/06_text.ipynb #0f152002
+def _numbers(dls, text):
+    "The numbers of the words in a text, as the data would read it: int64 [n]"
+    pipe = dls.train_ds.tls[0].tfms.fs
+    kind = lambda cls: next((o for o in pipe if isinstance(o, cls)), None)
+    res  = kind(Numericalize)((kind(Tokenizer) or tokenize)(text))
+    return res[:-1] if kind(Tokenizer) is None else res   # it ends, but not with a sentence
+
+@patch
+@torch.no_grad()
+def next_words(self:Learner,
+    text,           # how it begins; `ValueError` without a word
+    n_words=1,      # words to draw
+    no_unk=True,    # never draw the word for unknown words?
+    temperature=1., # above 1: bolder, towards 0: the likeliest words
+):
+    "`text` and the `n_words` that come after it: `predict` of a text"
+    vocab,model = list(self.dls.vocab),self.model
+    if not temperature>0: raise ValueError(f'temperature is {temperature!r}, allowed is above 0')
+    _int(n_words, 'n_words', 1)
+    words = _numbers(self.dls, text).tolist() if isinstance(text, str) else []
+    if not words: raise ValueError(f'text is {text!r:.60}, a string with a word is needed')
+    if getattr(model, 'arch', text) is None:
+        raise ValueError('which architecture shall predict? `learn.derive()` finds one and '
+                         'sets `learn.model.arch`')
+    _rows_apart(model)
+    training,x = model.training,torch.tensor([words], device=self.dls.device)
+    model.to(x.device).eval(); model.reset()
+    try:
+        for _ in range(n_words):
+            scores = model(x)[0][0,-1].float()/temperature
+            if no_unk: scores[[i for i,o in enumerate(vocab) if o in ('<unk>','xxunk')]] = -math.inf
+            x = torch.multinomial(scores.softmax(-1), 1)[None]
+            words.append(x.item())
+    finally: model.reset(); model.train(training)
+    return ' '.join(decode_spec_tokens([vocab[i] for i in words if vocab[i]!='xxbos']))
+
 # %% ../nbs/06_text.ipynb #00000027
 class MedianPerplexity(Metric):
     "Median over the batches of a validation; the lower of two middle ones"
@@ -535,6 +577,11 @@ class TextTask(Task):
     measure = Measure('perplexity', 'words', '{:.1f}', 'nats a word', 1, 3,
                       lambda a,b: math.log(b/a), min)
     scores  = dict(loss=loss_reward)
+    methods = dict(predict='next_words')
+    def check(self, x, y): # a training batch
+        if y.shape!=x.shape:
+            raise ValueError(f'inputs are {tuple(x.shape)}, targets {tuple(y.shape)}: running text '
+                             'is needed, whose targets are the next words')
     @classmethod
     def reads(cls, x, # inputs of a batch
               dls):   # the `DataLoaders` that it came from

@@ -62,6 +62,7 @@ def test_a_whole_search_on_loaders_of_others(kind):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_batches_are_typed_shuffled_and_cut(kind):
+    torch.manual_seed(0) # eight byte images may all hold a 0: one order in 170
     dls = fastai_dls(KINDS[kind]())
     xb,yb = dls.one_batch()
     assert isinstance(xb, TensorImageBW if kind=='grey' else TensorImage) and xb.dtype==torch.float32 and type(yb) is TensorCategory and yb.dtype==torch.int64 and yb.shape==(8,)
