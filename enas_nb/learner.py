@@ -10,13 +10,12 @@ __all__ = ['rows', 'check_space', 'pick_preset', 'split_kwargs', 'build_net', 'l
 
 # %% ../nbs/appendix/learner.ipynb #0f151004
 import inspect, math, warnings
-from contextlib import redirect_stdout
-from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Callable, NamedTuple
 import matplotlib.pyplot as plt
+from IPython.utils.capture import capture_output
 import numpy as np, pandas as pd, torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fastcore.basics import patch
@@ -157,6 +156,7 @@ def use_methods(
 class Row(NamedTuple):
     "Something of fastai, and how it is tried."
     name:str # as it is written in code
+    does:str # what it is for
     use:Callable # function of a Learner; says what it saw
     know:str = '' # what to know of it in a search
     fitted:bool = False # is the Learner fitted before?
@@ -174,6 +174,7 @@ def _half(name):
         return f"autocast of 'cuda' to {seen.pop()}".replace('torch.', '')
     return use
 
+# %% ../nbs/appendix/learner.ipynb #0f151014
 def _accumulate(learn):
     learn.create_opt()
     n, steps, step = len(learn.dls.train_ds), [], learn.opt.step
@@ -195,7 +196,7 @@ def _clip(learn):
     assert max(seen)<.101
     return f"a gradient's norm is at most {max(seen):.2f}"
 
-# %% ../nbs/appendix/learner.ipynb #0f151014
+# %% ../nbs/appendix/learner.ipynb #0f151015
 def _saved(learn):
     _fit(learn, SaveModelCallback(monitor='train_loss', min_delta=1e9), n=3) # the first is best
     return 'the weights of epoch 1 of 3 are back'
@@ -224,7 +225,7 @@ def _nan(learn):
     assert not learn.recorder.values
     return f'stopped after batch {learn.iter+1} of {len(learn.dls.train)}'
 
-# %% ../nbs/appendix/learner.ipynb #0f151015
+# %% ../nbs/appendix/learner.ipynb #0f151016
 def _graph(learn):
     _fit(learn, ShowGraphCallback())
     return f'a graph of {len(learn.recorder.values)} epochs'
@@ -247,7 +248,7 @@ def _activations(learn):
     ran = np.isfinite([cb.layer_stats(i)[0][0] for i in range(n)])
     return f'{ran.sum()} of {n} modules ran in the first batch'
 
-# %% ../nbs/appendix/learner.ipynb #0f151016
+# %% ../nbs/appendix/learner.ipynb #0f151017
 def _scheduled(learn):
     _fit(learn, ParamScheduler({'lr': SchedCos(.1, .01)}))
     assert .01<=_rate(learn)<.02
@@ -266,6 +267,7 @@ def _ema(learn):
     assert far>0
     return f'weights and their mean differ by up to {far:.2f}'
 
+# %% ../nbs/appendix/learner.ipynb #0f151018
 def _schedule(name, *args, **kwargs):
     def use(learn):
         getattr(learn, name)(*args, **kwargs)
@@ -277,7 +279,7 @@ def _frozen(learn):
     learn.freeze(); _fit(learn)
     return f'weights are {len(learn.opt.param_lists)} group, and the last one is never frozen'
 
-# %% ../nbs/appendix/learner.ipynb #0f151018
+# %% ../nbs/appendix/learner.ipynb #0f15101a
 def _found(learn):
     before = random_state(learn.dls)['torch']
     rate = learn.lr_find(num_it=20, show_plot=False).valley
@@ -306,6 +308,7 @@ def _interpreted(learn):
     seen.plot_confusion_matrix(); seen.plot_top_losses(4)
     return f'{len(seen.most_confused())} pairs of classes are confused'
 
+# %% ../nbs/appendix/learner.ipynb #0f15101b
 def _summed(learn):
     return next(o for o in learn.summary().split('\n') if o.startswith('Total params'))
 
@@ -322,50 +325,74 @@ def _exported(learn):
     with again.no_bar(), again.no_logging(): _fit(again)
     return f'fitted again with data, the loss is {again.recorder.values[-1][0]:.2f}'
 
-# %% ../nbs/appendix/learner.ipynb #0f151019
-rows = [
-    Row('to_fp16', _half('to_fp16'), 'rewards, too; θ stays in full precision'),
-    Row('to_bf16', _half('to_bf16'), 'the same; on a CPU neither changes a number'),
-    Row('GradientAccumulation', _accumulate, 'a step is the sum over several paths'),
-    Row('GradientClip', _clip, "ω's gradient alone; θ has its own clip"),
-    Row('SaveModelCallback', _saved, 'it brings back an early θ; take `Checkpoint`'),
-    Row('EarlyStoppingCallback', _stopped, '`robust` moves θ in the last epoch, which never comes'),
-    Row('ReduceLROnPlateau', _plateau, "ω's rate; θ has its own"),
-    Row('CSVLogger', _csv),
-    Row('TerminateOnNaNCallback', _nan, 'it comes after the step: ω is lost; `StopDiverged` is there anyway'),
-    Row('ShowGraphCallback', _graph), Row('MixUp', _mixed(MixUp), 'images of ω, not of rewards'),
-    Row('CutMix', _mixed(CutMix), 'images of ω, not of rewards'),
-    Row('LabelSmoothingCrossEntropyFlat', _smooth, 'the loss of ω; the reward is what it was',
-        args=dict(loss_func=LabelSmoothingCrossEntropyFlat())),
-    Row('ActivationStats', _activations, 'modules off the path have no numbers, and gaps in plots'),
-    Row('ParamScheduler', _scheduled, "ω's numbers alone"),
-    Row("torch's moving average", _ema, 'ω of a weight goes on while it is off the path')]
-
-# %% ../nbs/appendix/learner.ipynb #0f15101a
-rows += [
-    Row('fit_one_cycle', _schedule('fit_one_cycle', 2, .1)),
-    Row('fit_flat_cos', _schedule('fit_flat_cos', 2, .1)),
-    Row('fit_sgdr', _schedule('fit_sgdr', 1, 2, .1)),
-    Row('fit_restarts', _schedule('fit_restarts', 1, 2, .1), "the paper's"),
-    Row('fit_decay', _schedule('fit_decay', 2, .1, .5, 0), "the paper's, for text"),
-    Row('fit_preset', _schedule('fit_preset', epochs=2), "the preset's own"),
-    Row('fine_tune', _schedule('fine_tune', 1, .1), 'two fits, so `robust` moves θ twice'),
-    Row('freeze', _frozen, 'it freezes nothing')]
-rows += [Row(*o, fitted=True) for o in (
-    ('lr_find', _found, 'it only looks: no number of the search moves'),
-    ('validate', lambda learn: f'the loss is {learn.validate()[0]:.2f}', 'of `learn.model.arch`'),
-    ('get_preds', _predictions), ('predict', _predicted, "needs bn_eval='recalibrated'"),
-    ('tta', _augmented), ('show_results', _shown), ('ClassificationInterpretation', _interpreted),
-    ('summary', _summed, 'of one path; `count_params` counts a final network'), ('save, load', _kept, '`save_search` keeps all'),
-    ('export, load_learner, fit', _exported, 'set `dls` first: an export has no data'))]
-
 # %% ../nbs/appendix/learner.ipynb #0f15101c
+_words = """
+to_fp16 | half precision | rewards, too; θ stays in full precision
+to_bf16 | half precision | the same; on a CPU neither changes a number
+GradientAccumulation | one step for several batches | a step is the sum over several paths
+GradientClip | bounds the gradient | ω's alone; θ has its own clip
+SaveModelCallback | keeps the best epoch | it brings back an early θ; take `Checkpoint`
+EarlyStoppingCallback | stops in time | `robust` moves θ in the last epoch, which never comes
+ReduceLROnPlateau | lowers the rate | ω's; θ has its own
+CSVLogger | writes the rows |
+TerminateOnNaNCallback | stops at a loss of nan | too late, ω is lost; `StopDiverged` is there anyway
+ShowGraphCallback | draws the losses |
+MixUp | mixes images | those of ω, not those of rewards
+CutMix | mixes parts of images | those of ω, not those of rewards
+LabelSmoothingCrossEntropyFlat | softer targets | the loss of ω; the reward is what it was
+ActivationStats | watches activations | modules off the path have no numbers, and gaps in plots
+ParamScheduler | moves a number | ω's alone
+torch's AveragedModel | a moving average of weights | that of a weight off the path moves, too
+fit_one_cycle | the rate goes up and down |
+fit_flat_cos | flat, then down |
+fit_sgdr | warm restarts |
+fit_restarts | warm restarts, a rate an epoch | the paper's, for images
+fit_decay | falls by a factor | the paper's, for text
+fit_preset | as the preset says |
+fine_tune | a frozen epoch, then all | two fits, so `robust` moves θ twice
+freeze | trains the last group alone | ω is one group: nothing is frozen
+lr_find | looks for a rate | it only looks: no number of the search moves
+validate | loss and metrics | of `learn.model.arch`
+get_preds | all predictions | of `learn.model.arch`
+predict | one prediction | needs bn_eval='recalibrated'
+tta | predicts augmented images | of `learn.model.arch`
+show_results | draws predictions |
+ClassificationInterpretation | draws mistakes |
+summary | counts modules | of one path; `count_params` counts a final network
+save, load | weights, to a file | `save_search` keeps all
+export, load_learner, fit | the Learner, to a file | set `dls` first: an export has no data
+"""
+
+# %% ../nbs/appendix/learner.ipynb #0f15101d
+_uses = dict(
+    to_fp16=_half('to_fp16'), to_bf16=_half('to_bf16'), GradientAccumulation=_accumulate,
+    GradientClip=_clip, SaveModelCallback=_saved, EarlyStoppingCallback=_stopped,
+    ReduceLROnPlateau=_plateau, CSVLogger=_csv, TerminateOnNaNCallback=_nan,
+    ShowGraphCallback=_graph, MixUp=_mixed(MixUp), CutMix=_mixed(CutMix),
+    LabelSmoothingCrossEntropyFlat=_smooth, ActivationStats=_activations,
+    ParamScheduler=_scheduled, fit_one_cycle=_schedule('fit_one_cycle', 2, .1),
+    fit_flat_cos=_schedule('fit_flat_cos', 2, .1), fit_sgdr=_schedule('fit_sgdr', 1, 2, .1),
+    fit_restarts=_schedule('fit_restarts', 1, 2, .1), freeze=_frozen,
+    fit_decay=_schedule('fit_decay', 2, .1, .5, 0), fit_preset=_schedule('fit_preset', epochs=2),
+    fine_tune=_schedule('fine_tune', 1, .1)) | {"torch's AveragedModel": _ema}
+_after = dict( # a fit
+    lr_find=_found, validate=lambda learn: f'the loss is {learn.validate()[0]:.2f}',
+    get_preds=_predictions, predict=_predicted, tta=_augmented, show_results=_shown,
+    ClassificationInterpretation=_interpreted, summary=_summed) | {
+    'save, load': _kept, 'export, load_learner, fit': _exported}
+_args = dict(LabelSmoothingCrossEntropyFlat=dict(loss_func=LabelSmoothingCrossEntropyFlat()))
+
+def _row(name, does, know):
+    return Row(name, does, (_uses | _after)[name], know, name in _after, _args.get(name, {}))
+rows = [_row(*map(str.strip, o.split('|'))) for o in _words.strip().split('\n')]
+
+# %% ../nbs/appendix/learner.ipynb #0f15101f
 def try_row(
     row:Row, # Of `rows`
     make, # Function of the arguments in `row.args`, gives a Learner
 )->dict: # a line of the table
     "Try a row on a new Learner, in a folder of its own."
-    with TemporaryDirectory() as d, redirect_stdout(StringIO()), warnings.catch_warnings():
+    with TemporaryDirectory() as d, capture_output(), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         learn = make(**row.args)
         learn.path, model = Path(d), learn.model
@@ -381,11 +408,13 @@ def try_row(
         after = look()
     same = {k: all(map(torch.equal, before[k], after[k])) for k in parts}
     know = {'to know': row.know} if 'θ' in same else {}
-    return dict(what=row.name, saw=saw) | {k: 'as before' if v else 'trained' for k,v in
-                                           same.items()} | know
+    moved = {k: 'as before' if v else 'trained' for k,v in same.items()}
+    return {'': row.name, 'what it does': row.does, 'what was seen': saw} | moved | know
 
 def learner_table(make): # Function that gives a Learner
     "All `rows`, tried: a pandas table."
     with plt.ioff():
         table = pd.DataFrame([try_row(o, make) for o in rows])
-    return table.style.hide(axis='index').set_properties(**{'text-align': 'left'})
+    left = dict(selector='th', props='text-align: left')
+    return table.style.hide(axis='index').set_properties(**{'text-align': 'left'}
+                                                        ).set_table_styles([left])

@@ -80,14 +80,14 @@ LOOKS = {'lr_find', 'validate', 'get_preds', 'predict', 'tta', 'show_results', '
 def test_a_row_of_the_table(row, make):
     line, search = try_row(row, make), make is row_search
     moved = 'as before' if row.name in LOOKS else 'trained'
-    assert line['what']==row.name and line['saw'] and line['ω' if search else 'weights']==moved
+    assert line['']==row.name and line['what it does'] and line['what was seen'] and line['ω' if search else 'weights']==moved
     if search: assert line['θ']==('as before' if row.name in ('TerminateOnNaNCallback', *LOOKS) else 'trained')
-    if row.name=='ActivationStats': assert line['saw']==('10 of 55 modules ran in the first batch' if search else '11 of 11 modules ran in the first batch')
+    if row.name=='ActivationStats': assert line['what was seen']==('10 of 55 modules ran in the first batch' if search else '11 of 11 modules ran in the first batch')
 
 def test_every_row_that_was_promised_is_there():
     names = ' '.join(o.name for o in rows)
     for o in '''to_fp16 to_bf16 GradientAccumulation GradientClip SaveModelCallback EarlyStoppingCallback ReduceLROnPlateau CSVLogger TerminateOnNaNCallback
-        ShowGraphCallback MixUp CutMix LabelSmoothing ActivationStats ParamScheduler average fit_one_cycle fit_flat_cos fit_sgdr fit_restarts fit_decay fit_preset
+        ShowGraphCallback MixUp CutMix LabelSmoothing ActivationStats ParamScheduler AveragedModel fit_one_cycle fit_flat_cos fit_sgdr fit_restarts fit_decay fit_preset
         fine_tune freeze lr_find validate get_preds predict tta show_results Interpretation summary export load_learner'''.split(): assert o in names
 
 # --- rewards -------------------------------------------------------------------------------------------------------------------
