@@ -11,7 +11,6 @@ __all__ = ['decided', 'turn_stats', 'count_choices', 'search_alarms']
 import numpy as np, torch
 from torch.nn import functional as F
 from .cost import count_params
-from .space import SearchSpace
 
 # %% ../nbs/appendix/alarms.ipynb #0e142008
 def decided(
@@ -31,7 +30,7 @@ def _favourite(space, codes):
 
 def _growth(space, codes, like):
     "How much larger the policy's final networks are than random ones, in words."
-    if type(space).final_net is SearchSpace.final_net: return ''
+    if not space.trainable: return ''
     size  = lambda codes: np.mean([sum(count_params(o, *like)) for o in space.archs(codes)])
     times = size(codes[:5])/size(space.random(5))
     return f', its networks have {times:.1f} times the parameters of random ones'

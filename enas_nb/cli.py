@@ -125,8 +125,7 @@ def _count(arch, sizes):
     """Parameters of the final network and of its auxiliary head.
     Both are None where the space has no network."""
     from enas_nb.cost import count_params
-    from enas_nb.space import SearchSpace
-    if type(arch.space).final_net is SearchSpace.final_net: return None, None
+    if not arch.space.trainable: return None, None
     return count_params(arch, **sizes)
 
 def _say(arch, sizes, about, params, aux):

@@ -535,6 +535,11 @@ def final_net(self:SearchSpace,
     "The network of one architecture; a subclass that can be retrained has it."
     raise _no_net(self, 'final', 'arch, n_in, n_out')
 
+@patch(as_prop=True)
+def trainable(self:SearchSpace):
+    "Has it a `final_net`, so that an architecture can be retrained and counted?"
+    return type(self).final_net is not SearchSpace.final_net
+
 @patch
 def sizes(self:SearchSpace,
           part, # The search or final part of a preset
