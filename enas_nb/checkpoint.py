@@ -8,7 +8,7 @@ Docs: https://enas-nb.github.io/enas_nb/appendix/checkpoint.html.md"""
 __all__ = ['write_state', 'read_state', 'learn_state', 'check_state', 'load_learn_state', 'Checkpoint']
 
 # %% ../nbs/appendix/checkpoint.ipynb #693571d7
-import copy, json
+import copy, json, warnings
 from zlib import crc32
 from functools import partial
 from inspect import signature
@@ -127,6 +127,12 @@ def _put(o, state):
             if hasattr(part, 'opt'): _check_opt(part.opt) # θ's
 
 # %% ../nbs/appendix/checkpoint.ipynb #36e8117c
+def _lasting_workers(dls):
+    "Do worker processes live on between epochs? Nobody can save their random states."
+    loaders = [o for dl in dls.loaders
+               for o in (getattr(dl.dataset, 'o', dl), getattr(dl, 'fake_l', None))]
+    return any(getattr(o, 'persistent_workers', False) and o.num_workers for o in loaders)
+
 def learn_state(learn): # Any `Learner` that has been fitted
     "Everything that the rest of a fit depends on, as a tree."
     count = lambda name: getattr(learn, name, 0) # a Learner that was never fitted has no counts
@@ -134,6 +140,11 @@ def learn_state(learn): # Any `Learner` that has been fitted
     # `GradientAccumulation` has some
     grads = {k: p.grad for k,p in learn.model.named_parameters() if p.grad is not None}
     own = {k: v for k,v in vars(learn).items() if k=='about'}
+    if _lasting_workers(learn.dls) and 'workers' not in vars(learn):
+        learn.workers = 'said'
+        warnings.warn_explicit('persistent workers keep their random states to themselves: a fit '
+                               'that goes on from a file may draw other augmentation',
+                               UserWarning, 'enas_nb', 1)
     return own | dict(
                 fit=fit, model=learn.model.state_dict(), opt=learn.opt.state_dict(), grads=grads,
                 cbs=[[o.name, _parts(o)] for o in learn.cbs if not isinstance(o, Checkpoint)],

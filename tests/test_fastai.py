@@ -263,3 +263,14 @@ def test_generators_of_others_are_saved(tmp_path):
         second = make(9, sampler); second.load_search(tmp_path/'s')
         fit(second, 3, .05, start_epoch=2)
         assert all(torch.equal(a, b) for a,b in zip(through.model.parameters(), second.model.parameters())), sampler
+
+def test_lasting_workers_are_said_once(tmp_path):
+    from torch.utils.data import DataLoader
+    pairs = [(torch.rand(1, 8, 8), i%4) for i in range(32)]
+    for lasting in (False, True):
+        dls   = (DataLoader(pairs, 16, shuffle=True, num_workers=1, persistent_workers=lasting), DataLoader(pairs, 16))
+        learn = fit(search_learner(dls, MacroSpace(2), preset=SMALL, width=4, n_out=4), 1, .05)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter('always')
+            learn.save_search(tmp_path/'s'); learn.save_search(tmp_path/'s')
+        assert [str(o.message)[:18] for o in said if 'workers' in str(o.message)]==['persistent workers']*lasting
