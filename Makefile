@@ -25,7 +25,7 @@ lab: $(DEV)
 
 test: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile
 
 # Links of a notebook are relative to nbs/, those of README.md are not.
 readme: $(DEV)
