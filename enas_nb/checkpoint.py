@@ -152,6 +152,13 @@ def learn_state(learn): # Any `Learner` that has been fitted
                 loaders=[getattr(dl, 'epoch', None) for dl in learn.dls.loaders],
                 random=random_state(learn.dls))
 
+def _pairs(learn, state):
+    "Callbacks with their states: the k-th of a name gets the k-th state of that name."
+    left = list(state['cbs'])
+    for o in learn.cbs:
+        at = next((i for i,(name,_) in enumerate(left) if name==o.name), None)
+        if at is not None: yield o, left.pop(at)[1]
+
 # %% ../nbs/appendix/checkpoint.ipynb #0e140032
 def _about(dls, preset, net, sizes, **more):
     "What a file of a training must agree with, as plain data."
@@ -230,13 +237,6 @@ def _unlike_kind(there, here):
     if _kind(here)=='list' and _kind(there)=='list':
         return len(there)!=len(here) or any(map(_unlike_kind, there, here))
     return _kind(there)!=_kind(here)
-
-def _pairs(learn, state):
-    "Callbacks with their states: the k-th of a name gets the k-th state of that name."
-    left = list(state['cbs'])
-    for o in learn.cbs:
-        at = next((i for i,(name,_) in enumerate(left) if name==o.name), None)
-        if at is not None: yield o, left.pop(at)[1]
 
 def _kinds_fit(learn, state, ours):
     "`ValueError` if pieces of a state are of other kinds than those of `ours`."

@@ -59,10 +59,12 @@ def _check_table(table):
     odd = table[~table.arm.isin({*arm_names} - {'search'})].arm
     if len(odd): raise ValueError(f"no arm {brief(odd.iloc[0])}, there are {', '.join(arm_names)}")
     if table.measure.iloc[0] not in measures:
-        raise ValueError(f"measure is {brief(table.measure.iloc[0])}, allowed are {', '.join(measures)}")
+        raise ValueError(f'measure is {brief(table.measure.iloc[0])}, '
+                         f"allowed are {', '.join(measures)}")
     for o in ('seed', 'i', *_columns[6:]):
         bad = table[o][pd.to_numeric(table[o], errors='coerce').isna() & table[o].notna()]
-        if len(bad): raise ValueError(f'the column {o} holds {brief(bad.iloc[0])}, a number is needed')
+        if len(bad):
+            raise ValueError(f'the column {o} holds {brief(bad.iloc[0])}, a number is needed')
     for o in ('seed', 'i', 'params', 'search_macs', 'train_macs'):
         if table[o].isna().any(): raise ValueError(f'the column {o} has an empty place')
     if table.duplicated(['seed', 'arm', 'i']).any():

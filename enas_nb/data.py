@@ -164,14 +164,14 @@ def images_dls(
     classes.c = len(vocab)
     types  = (TensorImageBW if shape[0]==1 else TensorImage, TensorCategory)
     source = Datasets([], [[_ToImage(shape)], [classes]], do_setup=False) # empty: knows the types
-    norm,dl = (ImageNormalize.from_stats(*_stats(train[0]), cuda=False),
-               partial(MemoryDL, bs=bs, seed=seed))
-    random  = [o for o in L(augment) if o.split_idx==0]
+    norm = ImageNormalize.from_stats(*_stats(train[0]), cuda=False)
+    dl = partial(MemoryDL, bs=bs, seed=seed)
+    train_tfms,valid_tfms = (as_floats(o, train[0]) for o in (
+        L(augment), [o for o in L(augment) if o.split_idx==0])) # `tta` augments validation images
     res = MemoryDataLoaders(
         dl(MemoryDataset(train, types, source, 0), shuffle=True, drop_last=drop_last,
-           after_batch=[norm, *as_floats(L(augment), train[0])]),
-        dl(MemoryDataset(valid, types, source, 1), # `tta` augments validation images
-           after_batch=[norm, *as_floats(random, train[0])]),
+           after_batch=[norm, *train_tfms]),
+        dl(MemoryDataset(valid, types, source, 1), after_batch=[norm, *valid_tfms]),
         path=path, device=ifnone(device, default_device()))
     res.test_source = test
     return res
@@ -180,10 +180,8 @@ def open_test(
     dls, # from a function below, or `images_dls(..., test=)`; `ValueError` without test data
 ) -> MemoryDL:
     "The test data of `dls`, normalised as its training data, without augmentation"
-    source = getattr(dls, 'test_source', None)
-    if source is None:
-        raise ValueError('these DataLoaders have no test split; '
-                         'make a loader of your own test items with `dls.test_dl`')
+    if (source := getattr(dls, 'test_source', None)) is None:
+        raise ValueError('these DataLoaders have no test split; `dls.test_dl` makes a loader')
     return dls.test_dl(source() if callable(source) else source)
 
 # %% ../nbs/05_data.ipynb #0000000e
@@ -691,6 +689,17 @@ def halves(self:Task,
     reward,select = split_valid(self.dls, seed, same)
     return reward,with_valid(self.dls, select)
 
+def _check_depth(dls, n=100):
+    "Refuse files that fastai's `PILImage` would make white; looks at the first `n` of each part"
+    for dl in dls.loaders:
+        lists = getattr(getattr(dl, 'dataset', None), 'tls', None)
+        if not lists or PILImage not in (lists[0].types or ()): continue
+        for f in [o for o in list(lists[0].items[:n]) if isinstance(o, (str,Path))]:
+            with Image.open(f) as img: mode = img.mode
+            if mode[0] in 'IF':
+                raise ValueError(_cannot(f, f'mode {mode}: fastai makes all above 255 white; '
+                                            '`folder_dls` reads 16 bits'))
+
 # %% ../nbs/05_data.ipynb #00000042
 def _minus(loss, pred, targ): return -loss(pred, targ)
 
@@ -730,17 +739,6 @@ class ImageTask(Task):
         return scores.nan_to_num(0.).mean().item()
 
 # %% ../nbs/05_data.ipynb #5d0a4b43
-def _check_depth(dls, n=100):
-    "Refuse files that fastai's `PILImage` would make white; looks at the first `n` of each part"
-    for dl in dls.loaders:
-        lists = getattr(getattr(dl, 'dataset', None), 'tls', None)
-        if not lists or PILImage not in (lists[0].types or ()): continue
-        for f in [o for o in list(lists[0].items[:n]) if isinstance(o, (str,Path))]:
-            with Image.open(f) as img: mode = img.mode
-            if mode[0] in 'IF':
-                raise ValueError(_cannot(f, f'mode {mode}: fastai makes all above 255 white; '
-                                            '`folder_dls` reads 16 bits'))
-
 @patch
 def check(self:ImageTask, x, y): # a training batch; `ValueError` if nothing can be trained on it
     _check_depth(self.dls)
@@ -759,11 +757,6 @@ def loss(self:ImageTask):
     return own or CrossEntropyLossFlat()
 
 @patch
-def reward(self:ImageTask, part): # search part of a preset
-    "What rewards θ by default: a function of (predictions, targets), the more the better"
-    return self.scores.get(getattr(part, 'reward', 'accuracy'), self.scores['loss'])
-
-@patch
 def metric(self:ImageTask):
     "What a retraining reports by default; None, that is the loss alone, without classes"
     return accuracy if self.classes else None
@@ -772,6 +765,11 @@ def metric(self:ImageTask):
 def search_metric(self:ImageTask):
     "What the row of a search reports by default"
     return self.metric()
+
+@patch
+def reward(self:ImageTask, part): # search part of a preset
+    "What rewards θ by default: a function of (predictions, targets), the more the better"
+    return self.scores.get(getattr(part, 'reward', 'accuracy'), self.scores['loss'])
 
 # %% ../nbs/05_data.ipynb #5d0a4b42
 def _in_range(y, n, part):

@@ -42,14 +42,15 @@ def arch_learner(
     loss_func=None, # The loss; that of `dls`, or cross entropy, by default
     n_out=None, # Classes, or words; those of `dls` by default
     cbs=None, # More callbacks
-    lr=None, wd=None, opt_func=None, # Rate, weight decay and optimiser; the preset's by default
+    lr=None, # Learning rate; the preset's by default
+    opt_func=None, # Optimiser; the preset's by default
     **kwargs, # Sizes of the network (`width`, `dropout`, `sep`, ...); more arguments of `Learner`
 )->Learner:
     "A fastai `Learner` that trains one architecture's final network from scratch (paper, 3.2)."
     if not isinstance(arch, Arch):
         raise TypeError(f'arch is a {type(arch).__name__}, but an `Arch` is needed: '
                         '`space.parse(text)` or `learn.derive()` gives one')
-    learner, sizes = split_kwargs(kwargs, loss_func=loss_func, lr=lr, wd=wd, opt_func=opt_func)
+    learner, sizes = split_kwargs(kwargs, loss_func=loss_func, lr=lr, opt_func=opt_func)
     task, space = find_task(dls).expect(loss_func, n_out), arch.space
     preset = pick_preset(preset, space, task.name)
     part = preset.final

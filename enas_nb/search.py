@@ -38,7 +38,7 @@ from .layers import Calibrated
 from .train import FiniteClip, OwnEvents, clock, preset_cbs, with_grad
 from .rewards import as_reward, check_metrics, with_arch
 from .learner import (build_net, check_cbs, check_space, learner_args, pick_preset,
-                             split_kwargs, use_methods, warn)
+                             split_kwargs, use_methods, _warn)
 
 # %% ../nbs/12_search.ipynb #0000000d
 @contextmanager
@@ -114,11 +114,9 @@ def omega(model:Supernet): # A search's model
     "The splitter of a search: the shared weights ω, without θ."
     return trainable_params(model.net)
 
-def _copy(net):
-    "A copy of a network's weights and buffers."
-    return {k: v.detach().clone() for k,v in net.state_dict().items()}
-
 # %% ../nbs/12_search.ipynb #8a2319cd
+def _copy(net): return {k: v.detach().clone() for k,v in net.state_dict().items()}
+
 class SearchCallback(Callback):
     "The half of ENAS that trains θ: after an epoch's training pass, before its validation."
     def __init__(self,
@@ -191,8 +189,6 @@ def theta(self:SearchCallback):
     "The sum of θ's weights."
     return sum(p.detach().double().sum().item() for p in self.model.controller.parameters())
 
-
-
 # %% ../nbs/12_search.ipynb #6e0a11f8
 @patch
 def after_fit(self:SearchCallback):
@@ -201,7 +197,7 @@ def after_fit(self:SearchCallback):
                 f'epoch {self.preset.controller.warmup} of ω, and {self.trained} are trained')
         self.alarms = [f'θ has not moved: its turn is {when}. `derive` is random search']
     if self.saw:
-        for o in self.alarms: warn(o)
+        for o in self.alarms: _warn(o)
     self.saw = None
 
 @patch
@@ -261,8 +257,6 @@ def whole(self:SearchCallback):
 def most(self:SearchCallback):
     "The policy's entropy before it first moved, in nats; often the largest possible one."
     return self.first or math.log(self.model.controller.space.size)
-
-
 
 # %% ../nbs/12_search.ipynb #9fcbc64f
 @patch
@@ -367,9 +361,12 @@ def _check_batch(dl, model):
                          'retrain the architecture with `arch_learner`, '
                          "or search with bn_eval='recalibrated'")
 
-def _calibrate(net, dl):
-    "Give a network whose statistics are recomputed the images for it."
-    if isinstance(net, Calibrated) and net.bn_eval=='recalibrated': net.calibrate(_riders(dl))
+def _calibrate(learn):
+    "The Learner; a network whose statistics are recomputed gets the images for it."
+    net = learn.model.net
+    if isinstance(net, Calibrated) and net.bn_eval=='recalibrated':
+        net.calibrate(_riders(learn.dls.train))
+    return learn
 
 # %% ../nbs/12_search.ipynb #5606f9ed
 def _values(search, parts):
@@ -424,12 +421,13 @@ def search_learner(
     loss_func=None, # The loss; that of `dls`, or cross entropy, by default
     n_out=None, # Classes, or words; those of `dls` by default
     cbs=None, # More callbacks
-    lr=None, wd=None, opt_func=None, # Rate, weight decay and optimiser of ω; the preset's
+    lr=None, # Rate of ω; the preset's by default
+    opt_func=None, # Optimiser of ω; the preset's by default
     **kwargs, # Sizes of the network (`width`, `n_layers`, ...) and more arguments of `Learner`
 )->Learner:
     "A fastai `Learner` that trains the shared weights ω and the policy θ (paper, 2.2)."
     check_space(space, dls)
-    learner, sizes = split_kwargs(kwargs, loss_func=loss_func, lr=lr, wd=wd, opt_func=opt_func)
+    learner, sizes = split_kwargs(kwargs, loss_func=loss_func, lr=lr, opt_func=opt_func)
     task = find_task(dls).expect(loss_func, n_out)
     preset = pick_preset(preset, space, task.name, warmup)
     part, n_out, seed = preset.search, task.n_out, _int(seed, 'seed', 0)
@@ -448,8 +446,7 @@ def search_learner(
     use_methods(learn, save='save_weights', load='load_weights', **task.methods)
     learn.part, learn.scores, model.like = part, task.scores, (task.n_in, n_out)
     learn.about = _about(dls, preset, net, sizes, space=space.to_dict(), seed=seed)
-    _calibrate(net, learn.dls.train)
-    return learn
+    return _calibrate(learn)
 
 # %% ../nbs/12_search.ipynb #6e0a11e1
 def _pieces(metric, size):
@@ -613,9 +610,9 @@ def derive(self:Learner,
     Returns the best and sets `learn.model.arch`."""
     _int(n, 'n', 1)
     cb = _search(self)
-    if 'entropy' not in cb.stats: warn('θ has not moved: `derive` is random search')
+    if 'entropy' not in cb.stats: _warn('θ has not moved: `derive` is random search')
     elif not math.isclose(cb.mark or cb.theta, cb.theta, rel_tol=1e-6):
-        warn('θ is another one than was trained, as after `SaveModelCallback`')
+        _warn('θ is another one than was trained, as after `SaveModelCallback`')
     res = self.choose(cb.paths('derive', n), finalists, size)
     self.model.arch = res
     return res
@@ -640,7 +637,7 @@ def load_search(self:Learner,
     cb, state = _search(self), read_state(path)
     try:
         check_state(self, state)
-        if 'about' not in state: warn(f'{path} is of an older version, which kept shapes only')
+        if 'about' not in state: _warn(f'{path} is of an older version, which kept shapes only')
         trained = dict(state['cbs'])['search']['own']['trained']
         arch = state.get('arch') and Arch(self.model.controller.space, state['arch'])
         if type(trained) is not int or trained<0: raise ValueError(f'trained is {trained!r:.40}')

@@ -531,7 +531,6 @@ def _numbers(dls, text):
     return res[:-1] if kind(Tokenizer) is None else res   # it ends, but not with a sentence
 
 @patch
-@torch.no_grad()
 def next_words(self:Learner,
     text,           # how it begins; `ValueError` without a word
     n_words=1,      # words to draw
@@ -552,7 +551,7 @@ def next_words(self:Learner,
     model.to(x.device).eval(); model.reset()
     try:
         for _ in range(n_words):
-            scores = model(x)[0][0,-1].float()/temperature
+            with torch.no_grad(): scores = model(x)[0][0,-1].float()/temperature
             if no_unk: scores[[i for i,o in enumerate(vocab) if o in ('<unk>','xxunk')]] = -math.inf
             x = torch.multinomial(scores.softmax(-1), 1)[None]
             words.append(x.item())
@@ -609,13 +608,15 @@ class TextTask(Task):
         score = evaluate_ppl(learn.model, tokens(self.dls, part))
         return (dict(value=score.ppl, parts=score.parts) if score.loss<50
                 else dict(value=None, parts=None))
-    def shared(self, scores, # rewards of `score_archs`, a tensor [n]
-               part):        # search part of a preset
-        "Their median perplexity with the shared weights; None if half of them have no score"
-        middle = scores.nan_to_num(0.).median().item()
-        return part.reward_c/middle if middle else None
 
 # %% ../nbs/06_text.ipynb #673a0a7a
+@patch
+def shared(self:TextTask, scores, # rewards of `score_archs`, a tensor [n]
+           part):        # search part of a preset
+    "Their median perplexity with the shared weights; None if half of them have no score"
+    middle = scores.nan_to_num(0.).median().item()
+    return part.reward_c/middle if middle else None
+
 def find_task(dls)->Task: # image or language-model `DataLoaders`; `ValueError` for others
     "The task of some data, from a look at one batch"
     x = Task.look(dls)
