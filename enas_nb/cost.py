@@ -8,7 +8,9 @@ Docs: https://enas-nb.github.io/enas_nb/appendix/cost.html.md"""
 __all__ = ['usual', 'count_params', 'multiply_adds', 'latency', 'shared_cost', 'final_cost', 'spent', 'estimate']
 
 # %% ../nbs/appendix/cost.ipynb #17e9e53c
+import copy
 import torch
+from .space import _int
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -34,16 +36,18 @@ def count_params(arch, # The architecture
 def multiply_adds(net,   # A network; on the meta device nothing is computed
                   shape): # Shape of one image: channels, height, width; `()` for a word
     "Multiply-adds of matrix products and convolutions for one image, or one word."
-    kind = dict(dtype=torch.float if shape else torch.long, device=next(net.parameters()).device)
-    x = torch.zeros(2, *shape or (1,), **kind) # two items, since batch norm may need them
-    was, memory = net.training, getattr(net, 'hidden', None)
+    memory = getattr(net, 'hidden', None)
     if hasattr(net, 'reset'): net.reset()
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as flops: net.eval()(x)
-    finally:
-        net.train(was)
-        if hasattr(net, 'reset'): net.hidden = memory
-    return flops.get_total_flops()//4
+    copied = copy.deepcopy(net).eval() # the network itself keeps its mode and its memory
+    if hasattr(net, 'reset'): net.hidden = memory
+    def count(net):
+        kind = dict(dtype=torch.float if shape else torch.long,
+                    device=next(net.parameters()).device)
+        x = torch.zeros(2, *shape or (1,), **kind) # two items, since batch norm may need them
+        with torch.no_grad(), FlopCounterMode(display=False) as flops: net(x)
+        return flops.get_total_flops()//4
+    try: return count(copy.deepcopy(copied).to('meta'))
+    except (NotImplementedError, RuntimeError): return count(copied)
 
 # %% ../nbs/appendix/cost.ipynb #0f155002
 def latency(arch, # The architecture
@@ -55,7 +59,8 @@ def latency(arch, # The architecture
             seconds=.05, # How long it is tried
             **sizes)->float: # Sizes of its final network
     "Milliseconds that the final network takes for a batch: the fastest of many runs."
-    default = usual[arch.space.task]
+    if not 0<seconds<60: raise ValueError(f'seconds is {seconds!r}, allowed is 0 to 60')
+    default, bs = usual[arch.space.task], _int(bs, 'bs', 1)
     n_in, n_out = n_in or default['n_in'], n_out or default['n_out']
     shape = default['shape'] if shape is None else shape
     with torch.random.fork_rng(): # its first weights shall not move anybody's random numbers

@@ -33,7 +33,7 @@ from fastai.data.transforms import Categorize,Normalize,get_c
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.torch_core import TensorCategory,TensorImage,TensorImageBW,default_device
-from fastai.vision.core import PILImage
+from fastai.vision.core import PILBase
 
 from .space import _int, write_file
 from .reinforce import loss_reward
@@ -166,12 +166,11 @@ def images_dls(
     source = Datasets([], [[_ToImage(shape)], [classes]], do_setup=False) # empty: knows the types
     norm = ImageNormalize.from_stats(*_stats(train[0]), cuda=False)
     dl = partial(MemoryDL, bs=bs, seed=seed)
-    train_tfms,valid_tfms = (as_floats(o, train[0]) for o in (
-        L(augment), [o for o in L(augment) if o.split_idx==0])) # `tta` augments validation images
+    after = [norm, *as_floats(L(augment), train[0])] # as in fastai: `tta` augments validation, too
     res = MemoryDataLoaders(
         dl(MemoryDataset(train, types, source, 0), shuffle=True, drop_last=drop_last,
-           after_batch=[norm, *train_tfms]),
-        dl(MemoryDataset(valid, types, source, 1), after_batch=[norm, *valid_tfms]),
+           after_batch=after),
+        dl(MemoryDataset(valid, types, source, 1), after_batch=after),
         path=path, device=ifnone(device, default_device()))
     res.test_source = test
     return res
@@ -690,14 +689,19 @@ def halves(self:Task,
     return reward,with_valid(self.dls, select)
 
 def _check_depth(dls, n=100):
-    "Refuse files that fastai's `PILImage` would make white; looks at the first `n` of each part"
+    "Refuse files that fastai or torchvision would make white; looks at the first `n` of a part"
     for dl in dls.loaders:
-        lists = getattr(getattr(dl, 'dataset', None), 'tls', None)
-        if not lists or PILImage not in (lists[0].types or ()): continue
-        for f in [o for o in list(lists[0].items[:n]) if isinstance(o, (str,Path))]:
+        ds = getattr(dl, 'dataset', None)
+        while hasattr(ds, 'o') or not hasattr(ds, 'tls') and hasattr(ds, 'dataset'):
+            ds = getattr(ds, 'o', None) or ds.dataset
+        lists = getattr(ds, 'tls', None)
+        opens = lists and any(isinstance(o, type) and issubclass(o, PILBase)
+                              for o in lists[0].types or ())
+        items = lists[0].items if opens else [o[0] for o in getattr(ds, 'samples', None) or ()][:n]
+        for f in [o for o in list(items[:n]) if isinstance(o, (str,Path))]:
             with Image.open(f) as img: mode = img.mode
             if mode[0] in 'IF':
-                raise ValueError(_cannot(f, f'mode {mode}: fastai makes all above 255 white; '
+                raise ValueError(_cannot(f, f'mode {mode}: all above 255 would be white; '
                                             '`folder_dls` reads 16 bits'))
 
 # %% ../nbs/05_data.ipynb #00000042

@@ -12,11 +12,13 @@ __all__ = ['rows', 'check_space', 'pick_preset', 'split_kwargs', 'build_net', 'l
 import inspect, math, warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from numbers import Real
 from types import SimpleNamespace
 from typing import Callable, NamedTuple
 import matplotlib.pyplot as plt
 from IPython.utils.capture import capture_output
 import numpy as np, pandas as pd, torch
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -29,7 +31,7 @@ from fastai.callback.core import Callback
 import fastai.vision.learner # it knows how to plot images
 from fastai.interpret import ClassificationInterpretation
 from fastai.learner import Learner, load_learner
-from fastai.losses import LabelSmoothingCrossEntropyFlat
+from fastai.losses import BaseLoss, LabelSmoothingCrossEntropyFlat
 from .space import SearchSpace, _int, brief
 from .presets import Preset, robust
 from .memory import random_state
@@ -68,17 +70,23 @@ def pick_preset(preset, # A `Preset`, the name of one of the space's, or None fo
     return preset.override(controller=dict(warmup=_int(warmup, 'warmup', 0, n)))
 
 # %% ../nbs/appendix/learner.ipynb #0f15100a
+_classes = nn.Module, BaseLoss, torch.optim.Optimizer # which are no functions
+
 def split_kwargs(kwargs, # Of a factory
                  **named): # Arguments of `Learner` that the factory names; None: not given
     "Two dicts: the arguments that `Learner` takes, and all others, for the network."
     known = inspect.signature(Learner.__init__).parameters
     given = {k:v for k,v in (named | kwargs).items() if v is not None}
     for o in {'lr', 'wd'} & {*given}:
-        if not (isinstance(v := given[o], (int, float)) and 0<=v<math.inf):
+        if not (isinstance(v := given[o], slice) or isinstance(v, Real) and 0<=v<math.inf):
             raise ValueError(f'{o} is {v!r}, allowed is a number of 0 or more')
     for o in {'loss_func', 'opt_func', 'splitter'} & {*given}:
         if not callable(given[o]):
             raise TypeError(f'{o} is {brief(given[o])}, a function is needed')
+    for o,how in dict(loss_func='{0}()', opt_func='partial(OptimWrapper, opt={0})').items():
+        if isinstance(cls := given.get(o), type) and issubclass(cls, _classes):
+            name = cls.__name__
+            raise TypeError(f'{o} is the class {name}; {how.format(name)} is needed')
     return ({k:v for k,v in given.items() if k in known},
             {k:v for k,v in kwargs.items() if k not in known})
 
@@ -86,9 +94,7 @@ def build_net(make, # `space.shared_net` or `space.final_net`
               *args, # Its arguments; the last two are channels and classes, or words twice
               preset=(), # Keyword arguments of the preset; one that the network lacks is left out
               **sizes): # Keyword arguments of the caller
-    """The network `make(*args, **sizes)`.
-    `TypeError` for an argument that the network does not have, `ValueError` for an unknown number
-    of classes."""
+    "The network; `TypeError` for an argument that it does not have, `ValueError` without classes."
     if args[-1] is None:
         raise ValueError('`dls` does not say the number of classes: pass `n_out`')
     for name,o in dict(n_out=args[-1], **sizes).items():
@@ -198,7 +204,12 @@ def _clip(learn):
 
 # %% ../nbs/appendix/learner.ipynb #0f151015
 def _saved(learn):
-    _fit(learn, SaveModelCallback(monitor='train_loss', min_delta=1e9), n=3) # the first is best
+    kept = []
+    class Look(Callback):
+        def after_epoch(self): kept.append([p.clone() for p in self.model.parameters()])
+    best = SaveModelCallback(monitor='train_loss', min_delta=1e9) # the first epoch
+    _fit(learn, best, Look(), n=3)
+    assert all(map(torch.equal, kept[0], learn.model.parameters()))
     return 'the weights of epoch 1 of 3 are back'
 
 def _stopped(learn):
@@ -348,7 +359,7 @@ fit_sgdr | warm restarts |
 fit_restarts | warm restarts, a rate an epoch | the paper's, for images
 fit_decay | falls by a factor | the paper's, for text
 fit_preset | as the preset says |
-fine_tune | a frozen epoch, then all | two fits, so `robust` moves θ twice
+fine_tune | two fits, of one group: nothing is frozen | `robust` moves θ twice
 freeze | trains the last group alone | ω is one group: nothing is frozen
 lr_find | looks for a rate | it only looks: no number of the search moves
 validate | loss and metrics | of `learn.model.arch`

@@ -30,6 +30,7 @@ from fastai.data.transforms import IntToFloatTensor,Normalize
 from fastai.torch_core import (TensorCategory,TensorImage,TensorImageBW,default_device,
                                explode_types,no_random,to_device)
 from fastai.vision.augment import RandTransform
+from .space import brief
 
 # %% ../nbs/appendix/memory.ipynb #9a14d9c7
 def _seed(seed, role, *steps):
@@ -48,19 +49,25 @@ def rng(
     return torch.Generator(device).manual_seed(_seed(seed, role, *steps))
 
 # %% ../nbs/appendix/memory.ipynb #0f153001
+_kinds = (torch.Generator, np.random.Generator, np.random.RandomState, np.random.BitGenerator,
+          random.Random)
+_closed = (*_kinds, Tensor, np.ndarray, str, type, torch.nn.Module) # look no further
+
+def _inside(o, seen, at='', depth=8):
+    "The generators inside an object: in attributes, first items of lists, and what these hold"
+    if isinstance(o, _kinds): yield at,o
+    if not depth or id(o) in seen or isinstance(o, _closed): return
+    seen.add(id(o))
+    parts = (o.items() if isinstance(o, dict) else enumerate(o) if isinstance(o, (list, tuple, L))
+             else getattr(o, '__dict__', {}).items())
+    for k,v in list(parts)[:100]: yield from _inside(v, seen, f'{at}.{k}', depth-1)
+
 def _streams(dls):
     "The random generators that loaders, their data sets and samplers have of their own, by place"
     for i,dl in enumerate(dls.loaders):
         inner = getattr(getattr(dl, 'dataset', None), 'o', None)   # see `fastai_dls`
-        owners = [dl, inner]
-        for a in ('dataset', 'sampler', 'batch_sampler'):
-            owners += [getattr(o, '__dict__', {}).get(a) for o in owners[:2]]
-        owners.append(getattr(owners[-1], 'sampler', None))
-        for j,o in enumerate(owners):
-            for k,v in getattr(o, '__dict__', {}).items():
-                if isinstance(v, (torch.Generator, np.random.Generator, np.random.RandomState,
-                                  random.Random)) and (k!='rng' or o is not dl):
-                    yield f'{i}.{j}.{k}',v
+        for at,o in _inside(dl, set()):
+            if at!='.rng': yield f'{i}{at}',o   # that of fastai's loader is kept apart
 
 def _map(o, kind, f):
     return {k: _map(v, kind, f) for k,v in o.items()} if isinstance(o, dict) else (
@@ -71,17 +78,16 @@ def _get_stream(o):
     if isinstance(o, torch.Generator): return o.get_state()
     if isinstance(o, random.Random): return o.getstate()
     whole = isinstance(o, np.random.RandomState)
-    state = o.get_state(legacy=False) if whole else o.bit_generator.state
+    state = o.get_state(legacy=False) if whole else getattr(o, 'bit_generator', o).state
     return _map(state, np.ndarray, lambda a: torch.from_numpy(a.astype(np.int64)))
 
 def _set_stream(o, state):
     if isinstance(o, torch.Generator): return o.set_state(state)
     if isinstance(o, random.Random):
-        version,inner,gauss = state
-        return o.setstate((version, tuple(inner), gauss))
+        return o.setstate((state[0], tuple(state[1]), state[2]))
     state = _map(state, Tensor, lambda a: a.numpy().astype(np.uint64))
     if isinstance(o, np.random.RandomState): o.set_state(state)
-    else: o.bit_generator.state = state
+    else: getattr(o, 'bit_generator', o).state = state
 
 # %% ../nbs/appendix/memory.ipynb #1b376589
 def random_state(
@@ -232,7 +238,10 @@ def batch(self:MemoryDL,
     for o in self.after_batch.fs:
         if isinstance(o, BatchRandom): o.generator = generator
     self.after_batch.split_idx = split_idx
-    return self.after_batch(self.dataset.batch(idxs))
+    # fastai's transforms draw a number even where they do nothing
+    quiet = split_idx==1 and any(isinstance(o, RandTransform) for o in self.after_batch.fs)
+    with no_random(0, reproducible=False) if quiet else nullcontext():
+        return self.after_batch(self.dataset.batch(idxs))
 
 @patch
 def __iter__(self:MemoryDL):
@@ -281,10 +290,13 @@ def _one_pass(self:MemoryDL):
     self._n_inp,self._types = self.dataset.n_inp,{tuple: list(self.dataset.types)}
 
 def as_floats(
-    tfms, # batch transforms
+    tfms, # batch transforms; `TypeError` for others
     x,    # images that they will get
 ) -> list:
     "The transforms, behind fastai's `IntToFloatTensor` if they need it: its own augmentation does"
+    for o in tfms:
+        if not isinstance(o, Transform):
+            raise TypeError(f'augment holds {brief(o)}; batch transforms are needed, e.g. `Flip()`')
     need = x.dtype==torch.uint8 and any(isinstance(o, RandTransform) for o in tfms)
     have = any(isinstance(o, IntToFloatTensor) for o in tfms)
     return [*[IntToFloatTensor()]*(need and not have), *tfms]

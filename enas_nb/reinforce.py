@@ -109,9 +109,10 @@ def skip_count(walk:Walk): # Of any policy
                torch.zeros_like(walk.codes[:,0]))
 
 # %% ../nbs/04_reinforce.ipynb #b7d2f062
-def all_finite(rewards): # [n]; `ValueError` if one is not finite, on any device
+def all_finite(rewards, # [n]; `ValueError` if one is not finite, on any device
+               some=False): # Is one finite reward enough?
     "The rewards as they are, after a look at each."
-    if not rewards.isfinite().all():
+    if not (torch.any if some else torch.all)(rewards.isfinite()):
         said = ', '.join(f'{o:.3g}' for o in rewards[:10].tolist())
         raise ValueError(f'rewards are {said}; θ learns from finite numbers only '
                          "(with credit='rank' any other counts as the worst)")

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from fastcore.foundation import L
 from fastai.learner import AvgLoss, AvgMetric, Metric
 from fastai.losses import BaseLoss
+from fastai.metrics import LossMetric
 from fastai.torch_core import to_detach
 from torch import nn
 from .space import brief
@@ -27,17 +28,20 @@ def _function(score):
     while hasattr(score, 'func'): score = score.func
     return score
 
-def _name(score): return getattr(_function(score), '__name__', type(score).__name__)
+def _name(score): return getattr(_function(score), '__name__', type(score).__name__).lstrip('_')
 
 def smaller_is_better(
     score, # A metric, a loss, or a function
 )->bool:
     "Is it known to be smaller for better networks?"
-    if isinstance(score, (AvgLoss, BaseLoss, nn.modules.loss._Loss)): return True
+    losses = AvgLoss, LossMetric, BaseLoss, nn.modules.loss._Loss
+    if isinstance(score, losses): return True
+    if isinstance(score, type): return issubclass(score, losses)
     if (getattr(_function(score), '__module__', None) or '').split('.')[0] not in _known:
         return False # a function of yours may be called `minus_loss`
     name = _name(score)
-    return name in _smaller or name.endswith(('_loss', '_error', '_deviance', '_distance'))
+    return (name in _smaller or 'CrossEntropy' in name or
+            name.endswith(('Loss', '_loss', '_error', '_deviance', '_distance')))
 
 # %% ../nbs/appendix/rewards.ipynb #0f15000a
 class MetricReward:
@@ -53,6 +57,13 @@ class MetricReward:
         self.metric.reset() # an export shall not carry the batch
         return value
 
+def _made(score):
+    "A metric, if `score` makes one: `F1Score` without brackets is a function of fastai."
+    makes = isinstance(score, type) and issubclass(score, Metric) or (
+        inspect.isfunction(score) and score.__module__=='fastai.metrics' and
+        score.__name__[0].isupper())
+    return score() if makes else score
+
 def as_reward(
     score, # A name, a function, or a fastai `Metric`; `ValueError` for what cannot pay
     named=(), # A dict of functions by name
@@ -60,10 +71,7 @@ def as_reward(
 ):
     "The function of (predictions, targets) that `score` is, or that it names."
     if isinstance(score, str) and score in named: return named[score]
-    # `F1Score` without brackets; most of fastai's are functions that make a metric
-    if isinstance(score, type) and issubclass(score, Metric) or (inspect.isfunction(score) and
-            score.__module__=='fastai.metrics' and score.__name__[0].isupper()):
-        score = score()
+    score = _made(score)
     if not (callable(score) or isinstance(score, Metric)):
         raise ValueError(f'{what} is {brief(score)}, allowed are a function of (predictions, '
                          f"targets), {', '.join([*map(repr, named), 'a fastai `Metric`'])}")
@@ -96,8 +104,9 @@ def check_metrics(
     metrics, # A metric or several; `TypeError` for what fastai cannot call
 ):
     "The metrics as a list."
-    for o in L(metrics):
+    metrics = L(metrics).map(_made)
+    for o in metrics:
         if not (callable(o) or isinstance(o, Metric)):
             raise TypeError(f'a metric is {brief(o)}; a function of (predictions, targets) or a '
                             'fastai `Metric` is needed')
-    return L(metrics)
+    return metrics

@@ -24,7 +24,7 @@ from fastai.learner import Learner, ValueMetric, trainable_params
 from fastai.metrics import accuracy
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
-from .space import Arch, SearchSpace, _int
+from .space import Arch, SearchSpace, _int, brief
 from .presets import Preset, who_trains
 from .controller import Controller
 from .alarms import count_choices, search_alarms, turn_stats
@@ -216,12 +216,14 @@ def share(self:SearchCallback,
 @patch
 def try_reward(self:SearchCallback):
     "Compute one reward before any training, so that a wrong function is refused early."
-    batch = random_batch(self.reward_dl, min(8, len(self.reward_dl.dataset)), rng(0, 'try'))
+    part = self.preset.search # a metric may need every class, so it gets a whole batch
+    n = min(part.reward_bs or part.bs, len(self.reward_dl.dataset))
+    batch = random_batch(self.reward_dl, n, rng(0, 'try'))
     net = self.model.to(self.dls.device).net
     try: said = score_batch(net, self.paths('try', 1), batch, self.reward, self._autocast())
-    except (TypeError, ValueError, AttributeError, RuntimeError, AssertionError) as e:
-        raise ValueError('the reward cannot be computed of (predictions, targets): '
-                         f'{str(e)[:200]}') from e
+    except Exception as e:
+        why = ' '.join(str(e).split())[:150] or type(e).__name__
+        raise ValueError(f'the reward cannot be computed of (predictions, targets): {why}') from e
     if said.shape!=(1,): raise ValueError('a reward is one number for a batch, '
                                           f'but this one has the shape {tuple(said.shape[1:])}')
 
@@ -266,7 +268,7 @@ def train_theta(self:SearchCallback):
     size = min(part.reward_bs or part.bs, len(self.reward_dl.dataset))
     net, space, stats = self.model.net, self.model.controller.space, []
     n = theta.n_steps(self.n_epoch) if self.whole else theta.steps
-    check = all_finite if theta.credit=='reward' else noop
+    check = partial(all_finite, some=theta.credit!='reward') # ranks need one finite reward
     if self.first is None: self.first = self.entropy()
     with evaluates(net):
         for i in self._bar(range(n)):
@@ -362,8 +364,8 @@ def _check_batch(dl, model):
                          "or search with bn_eval='recalibrated'")
 
 def _calibrate(learn):
-    "The Learner; a network whose statistics are recomputed gets the images for it."
-    net = learn.model.net
+    "The Learner, when its data are known: statistics may be recomputed from some of them."
+    net, learn.search.halved = learn.model.net, learn.dls
     if isinstance(net, Calibrated) and net.bn_eval=='recalibrated':
         net.calibrate(_riders(learn.dls.train))
     return learn
@@ -379,20 +381,21 @@ def _values(search, parts):
 @patch
 def own_data(self:SearchCallback):
     "If the Learner has got other data, as a loaded one has to, halve their validation set, too."
-    if self.reward_dl is None or self.halved not in (None, self.dls):
-        if not len(self.dls.train_ds):
-            raise ValueError('no data to score on, as in a loaded Learner: set `learn.dls`')
-        n_in, n_out = self.model.like
-        task = find_task(self.dls).expect(self.learn.loss_func, n_out)
-        if task.n_in!=n_in: raise ValueError(f'the data have {task.n_in} channels or words, '
-                                             f'the search was made for {n_in}')
-        self.reward_dl, self.learn.dls = task.halves(self.seed, self.preset.search.same_valid)
-    self.halved = self.dls
-
-def _search(learn):
-    "The `SearchCallback` of a Learner."
-    if 'search' in vars(learn): return learn.search
-    raise TypeError('this Learner is no search; `search_learner(dls, space)` makes one')
+    if self.dls is self.halved: return
+    if not len(self.dls.train_ds):
+        raise ValueError('no data to score on, as in a loaded Learner: set `learn.dls`')
+    (n_in, n_out), about = self.model.like, self.learn.about
+    words = [str(o) for o in getattr(self.dls, 'vocab', None) or ()]
+    if words and len(words)!=n_out or self.learn.part.task=='text' and words!=about['words']:
+        raise ValueError(f'the data have {len(words)} classes or words, the search was made for '
+                         f'{n_out} or for other ones')
+    task = find_task(self.dls).expect(self.learn.loss_func, n_out)
+    if task.n_in!=n_in: raise ValueError(f'the data have {task.n_in} channels or words, '
+                                         f'the search was made for {n_in}')
+    self.reward_dl, self.learn.dls = task.halves(self.seed, self.preset.search.same_valid)
+    about['words'] = words
+    if self.training: self.learn.dl = self.dls.train
+    _calibrate(self.learn)
 
 def _riders(dl, n=256):
     "Training images, not augmented. A recalibrated network evaluates with their statistics."
@@ -608,8 +611,8 @@ def derive(self:Learner,
           )->Derived:
     """Sample architectures from the policy, score them on the same images (paper, 2.2).
     Returns the best and sets `learn.model.arch`."""
-    _int(n, 'n', 1)
     cb = _search(self)
+    _int(n, 'n', 1)
     if 'entropy' not in cb.stats: _warn('θ has not moved: `derive` is random search')
     elif not math.isclose(cb.mark or cb.theta, cb.theta, rel_tol=1e-6):
         _warn('θ is another one than was trained, as after `SaveModelCallback`')
@@ -618,6 +621,11 @@ def derive(self:Learner,
     return res
 
 # %% ../nbs/12_search.ipynb #0000002f
+def _search(learn):
+    "The `SearchCallback` of a Learner."
+    if 'search' in vars(learn): return learn.search
+    raise TypeError('this Learner is no search; `search_learner(dls, space)` makes one')
+
 @patch
 def save_search(self:Learner,
                 path, # File to write
@@ -629,6 +637,25 @@ def save_search(self:Learner,
     write_state(path, learn_state(self) | dict(arch=arch))
 
 # %% ../nbs/12_search.ipynb #cb020cb5
+def _check_own(learn, own):
+    "The epochs trained, if what a file says of θ's turns has the right kinds; `ValueError` else."
+    number = lambda v: type(v) in (int, float)
+    none   = lambda ok: lambda v: v is None or ok(v)
+    space  = learn.model.controller.space
+    shape  = (space.length, max((o.choices for o,_ in space.slots), default=1))
+    kinds  = dict(
+        theta_seconds=number, mark=none(number), fell=none(number),
+        saw=lambda v: v in (None, 'ω', 'θ'),
+        first=none(lambda v: number(v) and v>=0),
+        alarms=lambda v: isinstance(v, (list, tuple)) and all(isinstance(o, str) for o in v),
+        stats=lambda v: isinstance(v, dict) and all(map(number, v.values())),
+        counts=none(lambda v: isinstance(v, torch.Tensor) and v.shape==shape),
+        earlier=lambda v: all({k: t.shape for k,t in o.items()}=={
+            k: t.shape for k,t in learn.model.net.state_dict().items()} for o in v))
+    for k,ok in kinds.items(): # older files lack some
+        if k in own and not ok(own[k]): raise ValueError(f'{k} is {brief(own[k])}')
+    return _int(own['trained'], 'trained', 0)
+
 @patch
 def load_search(self:Learner,
                 path, # File of `save_search`; `ValueError` for another file, space or size
@@ -638,9 +665,8 @@ def load_search(self:Learner,
     try:
         check_state(self, state)
         if 'about' not in state: _warn(f'{path} is of an older version, which kept shapes only')
-        trained = dict(state['cbs'])['search']['own']['trained']
+        trained = _check_own(self, dict(state['cbs'])['search']['own'])
         arch = state.get('arch') and Arch(self.model.controller.space, state['arch'])
-        if type(trained) is not int or trained<0: raise ValueError(f'trained is {trained!r:.40}')
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         why = f': {str(e)[:200]}' if isinstance(e, ValueError) else ''
         raise ValueError(f'{path} is not a saved search{why}') from None

@@ -539,7 +539,8 @@ def next_words(self:Learner,
 ):
     "`text` and the `n_words` that come after it: `predict` of a text"
     vocab,model = list(self.dls.vocab),self.model
-    if not temperature>0: raise ValueError(f'temperature is {temperature!r}, allowed is above 0')
+    if not (isinstance(temperature, (int, float)) and 0<temperature<math.inf):
+        raise ValueError(f'temperature is {temperature!r:.60}, allowed is a number above 0')
     _int(n_words, 'n_words', 1)
     words = _numbers(self.dls, text).tolist() if isinstance(text, str) else []
     if not words: raise ValueError(f'text is {text!r:.60}, a string with a word is needed')
@@ -551,8 +552,11 @@ def next_words(self:Learner,
     model.to(x.device).eval(); model.reset()
     try:
         for _ in range(n_words):
-            with torch.no_grad(): scores = model(x)[0][0,-1].float()/temperature
+            with torch.no_grad(): scores = model(x)[0][0,-1].double()
+            if not scores.isfinite().all(): raise ValueError('the network has diverged: its scores '
+                                                             'are no finite numbers')
             if no_unk: scores[[i for i,o in enumerate(vocab) if o in ('<unk>','xxunk')]] = -math.inf
+            scores = (scores-scores.max())/temperature # the largest is 0, however small it is
             x = torch.multinomial(scores.softmax(-1), 1)[None]
             words.append(x.item())
     finally: model.reset(); model.train(training)

@@ -417,7 +417,7 @@ long = 'x'*10**5
     (enas_show, ['٣', '--space', 'macro']), (enas_show, ['a\0b']), (enas_show, ['0', '--import', long]), (enas_search, [long]), (enas_search, ['--out', long]),
     (enas_search, ['--text', long]), (enas_search, ['--resume', long]), (enas_search, ['--seed', '9'*10**4]), (enas_search, ['--epochs', '٣']),
     (enas_search, ['--epochs', '9'*12]), (enas_search, ['--'+long]), (enas_search, ['\x1b[2J\nx']), (enas_train, [long]), (enas_compare, ['digits-macro', long]),
-    (enas_compare, ['digits-macro', 'c', '--seeds', '9'*10**4]), (enas_evaluate, [long])], ids=lambda o: str(o)[:40].encode('ascii', 'replace').decode())
+    (enas_compare, ['digits-macro', 'c', '--seeds', '9'*10**4]), (enas_evaluate, [long])], ids=lambda o: getattr(o, '__name__', str(o))[:40].encode('ascii', 'replace').decode())
 def test_long_and_strange_words(f, words, capfd, folder):
     status, out, err = inside(f, capfd, *words)
     assert status==2 and len(err)<=301 and err[:-1].isprintable() and list(folder.iterdir())==[], err[:500]

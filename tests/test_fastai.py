@@ -7,18 +7,22 @@ from fastai.callback.core import Callback
 from fastai.callback.tracker import ReduceLROnPlateau
 from fastai.data.core import DataLoaders
 from fastai.learner import AvgMetric, Learner, load_learner
-from fastai.losses import CrossEntropyLossFlat
-from fastai.metrics import F1Score, BalancedAccuracy, HammingLoss, Perplexity, accuracy, error_rate, mae, skm_to_fastai, top_k_accuracy
+from fastai.losses import CrossEntropyLossFlat, DiceLoss, FocalLoss, LabelSmoothingCrossEntropy
+from fastai.metrics import (BalancedAccuracy, F1Score, HammingLoss, LossMetric, Perplexity, RocAuc, accuracy, error_rate, exp_rmspe, mae, rmse, skm_to_fastai,
+                            top_k_accuracy)
+from fastai.vision.augment import aug_transforms
 from fastai.optimizer import Adam, SGD
 
-from enas_nb.data import PadCropFlip, cifar10_dls, digits_dls
+from enas_nb.checkpoint import read_state, write_state
+from enas_nb.cost import latency, multiply_adds
+from enas_nb.data import PadCropFlip, cifar10_dls, digits_dls, images_dls
 from enas_nb.learner import rows, try_row
 from enas_nb.macro import MacroSpace
 from enas_nb.presets import released
 from enas_nb.retrain import arch_learner
 from enas_nb.recurrent import RecurrentSpace
 from enas_nb.search import search_learner
-from enas_nb.text import docs_dls
+from enas_nb.text import docs_dls, lm_dls
 from enas_nb.train import optimizer
 
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -274,3 +278,118 @@ def test_lasting_workers_are_said_once(tmp_path):
             warnings.simplefilter('always')
             learn.save_search(tmp_path/'s'); learn.save_search(tmp_path/'s')
         assert [str(o.message)[:18] for o in said if 'workers' in str(o.message)]==['persistent workers']*lasting
+
+# --- what an attacker found: other data, losses as rewards, files of 16 bits, generators, pieces of a file -----------------------
+
+def images(side, channels=1, n=10, **kw):
+    x = torch.randint(0, 256, (120, channels, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(120)%n
+    return images_dls((x, y), (x[:60], y[:60]), [f'k{i}' for i in range(n)], bs=60, device='cpu', **kw)
+def torch_loaders():
+    pairs = torch.utils.data.TensorDataset((torch.rand(40, 1, 8, 8)*255).byte(), torch.arange(40)%10)
+    return DataLoaders(torch.utils.data.DataLoader(pairs, 20, shuffle=True), torch.utils.data.DataLoader(pairs, 20))
+
+@pytest.mark.parametrize('make', [lambda: images(16), torch_loaders], ids=['larger', 'torch'])
+@pytest.mark.parametrize('fitted', [False, True], ids=['new', 'fitted'])
+def test_other_data_pay_and_calibrate(make, fitted):
+    learn = search_learner(digits_dls(bs=256, device='cpu'), MacroSpace(2), preset=ALONE, width=4)
+    if fitted: fit(learn, 1, .05)
+    before, learn.dls = learn.model.net.calibration, make()
+    n, side = len(learn.dls.valid.dataset), next(iter(learn.dls.train))[0].shape[-1]
+    fit(learn, 1, .05)
+    assert learn.search.reward_dl.dataset.tensors[0].shape[2:]==(side, side) and len(learn.dls.valid_ds)+len(learn.search.reward_dl.dataset)==n
+    assert learn.model.net.calibration is not before and learn.model.net.calibration.shape[2:]==(side, side)
+    learn.derive(2)
+
+def test_other_classes_or_words_are_refused():
+    learn = search()
+    learn.dls = images(8, n=5)
+    with pytest.raises(ValueError, match='the data have 5 classes or words, the search was made for 10'): fit(learn, 1)
+    space, text = RecurrentSpace(3), lambda a: [a+o for o in 'a b c d e f g'.split()]*60+['<eos>']
+    some  = space.presets['robust'].override(controller=dict(steps=1))
+    learn = search_learner(lm_dls(text(''), text(''), bs=4, seq_len=5, device='cpu'), space, preset=some, width=8)
+    learn.dls = lm_dls(text('z'), text('z'), bs=4, seq_len=5, device='cpu')
+    with pytest.raises(ValueError, match='or for other ones'): fit(learn, 1)
+
+@pytest.mark.parametrize('reward', [FocalLoss(), DiceLoss(), LabelSmoothingCrossEntropy(), rmse, exp_rmspe, torch.nn.CrossEntropyLoss, LossMetric('x')],
+                         ids=lambda o: getattr(o, '__name__', type(o).__name__))
+def test_losses_of_fastai_and_torch_do_not_pay(reward):
+    with pytest.raises(ValueError, match='is smaller for better networks'): search(reward=reward)
+
+def test_a_reward_that_needs_every_class_and_one_that_is_never_finite():
+    assert 0<fit(search(reward=RocAuc()), 1, .05).search.value('reward')<1
+    never = SMALL.override(controller=dict(credit='rank'))
+    learn = search_learner(digits_dls(bs=256, device='cpu'), MacroSpace(2), preset=never, width=4, reward=lambda p, t: float('nan'))
+    with pytest.raises(ValueError, match='rewards are nan, nan; θ learns from finite numbers only'): fit(learn, 1)
+
+def test_tta_and_sizes_of_fastais_own_augmentation():
+    learn = fit(arch_learner(images(16, 3, augment=aug_transforms(max_lighting=0.)), ARCH, width=4), 1, .05)
+    with learn.no_bar(): moved, plain = learn.tta(beta=None)[0]
+    assert (moved-plain).abs().max()>1e-3 and torch.allclose(plain, learn.get_preds()[0])
+    fit(search_learner(images(16, 3, augment=aug_transforms(size=12)), MacroSpace(2), preset=SMALL, width=4), 1, .05)
+    before = random.getstate()
+    learn.dls.valid.batch(torch.arange(4)); assert random.getstate()==before
+
+def test_files_of_16_bits_of_other_classes(tmp_path):
+    from fastai.vision.all import CategoryBlock, DataBlock, GrandparentSplitter, ImageBlock, PILImageBW, get_image_files, parent_label
+    from PIL import Image
+    for part in ('train', 'valid'):
+        for c in 'ab':
+            (tmp_path/part/c).mkdir(parents=True)
+            for i in range(6): Image.fromarray(np.full((8, 8), 20000, np.uint16)).save(tmp_path/part/c/f'{i}.png')
+    block = DataBlock((ImageBlock(PILImageBW), CategoryBlock), get_items=get_image_files, get_y=parent_label, splitter=GrandparentSplitter())
+    with pytest.raises(ValueError, match='mode I;16'): search_learner(block.dataloaders(tmp_path, bs=4, num_workers=0), MacroSpace(2))
+    vision = pytest.importorskip('torchvision', reason='torchvision reads folders, too')
+    theirs = vision.datasets.ImageFolder(tmp_path/'train', transform=vision.transforms.ToTensor())
+    with pytest.raises(ValueError, match='mode I;16'): search_learner((torch.utils.data.DataLoader(theirs, 4),)*2, MacroSpace(2))
+
+class Dims:
+    "A transform with a generator of its own, and one in a list"
+    def __init__(self): self.a, self.more = np.random.default_rng(1), [np.random.PCG64(2)]
+    def __call__(self, x): return x*(.5+self.a.random()+np.random.Generator(self.more[0]).random())
+class Dimmed(torch.utils.data.Dataset):
+    def __init__(self): self.transform = Dims()
+    def __len__(self): return 40
+    def __getitem__(self, i): return self.transform(torch.full((1, 8, 8), i/40)), i%4
+
+def test_generators_deep_inside_a_data_set_are_saved(tmp_path):
+    from torch.utils.data import DataLoader, Subset
+    valid = [(torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(i)), i%4) for i in range(32)]
+    def make():
+        torch.manual_seed(0)
+        return search_learner((DataLoader(Subset(Dimmed(), range(40)), 20, shuffle=True), DataLoader(valid, 16)), MacroSpace(2), preset=SMALL, width=4, n_out=4)
+    class Stop(Callback):
+        def before_epoch(self):
+            if self.epoch==1: raise KeyboardInterrupt
+    through, first, second = fit(make(), 2, .05), make(), make()
+    with pytest.raises(KeyboardInterrupt): fit(first, 2, .05, cbs=Stop())
+    first.save_search(tmp_path/'s'); second.load_search(tmp_path/'s')
+    fit(second, 2, .05, start_epoch=1)
+    assert all(map(torch.equal, through.model.parameters(), second.model.parameters()))
+
+pieces = dict(earlier=[{'a': torch.ones(2)}], first='x', counts='x', theta_seconds=None, mark='x', fell='x', saw='z', alarms=[5], stats={'reward': 'x'})
+@pytest.mark.parametrize('piece', pieces)
+def test_a_piece_of_a_search_of_another_kind_is_refused(piece, tmp_path):
+    fit(search(), 1, .05).save_search(tmp_path/'s')
+    state = read_state(tmp_path/'s')
+    dict(state['cbs'])['search']['own'][piece] = pieces[piece]
+    write_state(tmp_path/'bad', state)
+    with pytest.raises(ValueError, match=f'is not a saved search: {piece} is'): search().load_search(tmp_path/'bad')
+    search().load_search(tmp_path/'s')
+
+more_wrong = dict(loss_class=(lambda: search(loss_func=torch.nn.CrossEntropyLoss), r'is the class CrossEntropyLoss; CrossEntropyLoss\(\)'), opt_class=(lambda: search(opt_func=torch.optim.Adam), r'partial\(OptimWrapper, opt=Adam\)'),
+    augment=(lambda: images(8, augment='flip'), "augment holds 'flip'"), seconds=(lambda: latency(ARCH, seconds=-1), 'seconds is -1'), bs=(lambda: latency(ARCH, bs=0), 'bs is 0'))
+@pytest.mark.parametrize('case', more_wrong)
+def test_more_lines_when_it_is_given(case): test_one_line_of(more_wrong[case])
+def test_one_line_of(given=(lambda: search(lr=-1), 'lr is -1')):
+    with pytest.raises((TypeError, ValueError), match=given[1]): given[0]()
+def test_numbers_of_numpy_are_numbers(): assert search(lr=np.float32(.1)).lr==np.float32(.1)
+
+def test_counting_leaves_no_trace_and_says_the_same_everywhere():
+    space = MacroSpace(4)
+    net = space.final_net(space.parse('4 4 1 5 1 1 4 1 1 1'), 1, 10, width=16)
+    with torch.device('meta'): there = space.final_net(space.parse('4 4 1 5 1 1 4 1 1 1'), 1, 10, width=16)
+    assert multiply_adds(net, (1, 8, 8))==multiply_adds(there, (1, 8, 8)) and net.training
+    lm = RecurrentSpace(4).archs(RecurrentSpace(4).random(1))[0]; net = lm.space.final_net(lm, 100, 100, width=16)
+    net.hidden = kept = ('x', torch.ones(8, 16))
+    assert multiply_adds(net, ())==100*16+2*16*32+3*2*16*16 and net.hidden is kept and net.training
