@@ -571,6 +571,11 @@ def glance(self:Learner,
     return torch.cat([scores.mean(0)@sizes/sizes.sum() for scores,sizes in every])
 
 # %% ../nbs/12_search.ipynb #6e0a11e3
+def _search(learn):
+    "The `SearchCallback` of a Learner."
+    if 'search' in vars(learn): return learn.search
+    raise TypeError('this Learner is no search; `search_learner(dls, space)` makes one')
+
 class Derived(Arch):
     "The best of several architectures, with the `scores` of all that were compared."
     def __init__(self, arch, scores, sure):
@@ -621,11 +626,6 @@ def derive(self:Learner,
     return res
 
 # %% ../nbs/12_search.ipynb #0000002f
-def _search(learn):
-    "The `SearchCallback` of a Learner."
-    if 'search' in vars(learn): return learn.search
-    raise TypeError('this Learner is no search; `search_learner(dls, space)` makes one')
-
 @patch
 def save_search(self:Learner,
                 path, # File to write
