@@ -16,7 +16,6 @@ from numbers import Real
 from types import SimpleNamespace
 from typing import Callable, NamedTuple
 import matplotlib.pyplot as plt
-from IPython.utils.capture import capture_output
 import numpy as np, pandas as pd, torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -402,6 +401,7 @@ def try_row(
     make, # Function of the arguments in `row.args`, gives a Learner
 )->dict: # a line of the table
     "Try a row on a new Learner, in a folder of its own."
+    from IPython.utils.capture import capture_output # only tables need it
     with TemporaryDirectory() as d, capture_output(), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         learn = make(**row.args)
