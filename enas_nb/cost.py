@@ -11,7 +11,6 @@ __all__ = ['usual', 'count_params', 'multiply_adds', 'latency', 'shared_cost', '
 import copy
 import torch
 from .space import _int
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 # %% ../nbs/appendix/cost.ipynb #6c96e92e
@@ -59,6 +58,7 @@ def latency(arch, # The architecture
             seconds=.05, # How long it is tried
             **sizes)->float: # Sizes of its final network
     "Milliseconds that the final network takes for a batch: the fastest of many runs."
+    from torch.utils.benchmark import Timer # it looks for compilers when it is imported
     if not 0<seconds<60: raise ValueError(f'seconds is {seconds!r}, allowed is 0 to 60')
     default, bs = usual[arch.space.task], _int(bs, 'bs', 1)
     n_in, n_out = n_in or default['n_in'], n_out or default['n_out']

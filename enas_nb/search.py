@@ -636,7 +636,6 @@ def save_search(self:Learner,
     arch = self.model.arch and list(self.model.arch.code)
     write_state(path, learn_state(self) | dict(arch=arch))
 
-# %% ../nbs/12_search.ipynb #cb020cb5
 def _check_own(learn, own):
     "The epochs trained, if what a file says of θ's turns has the right kinds; `ValueError` else."
     number = lambda v: type(v) in (int, float)
@@ -644,18 +643,21 @@ def _check_own(learn, own):
     space  = learn.model.controller.space
     shape  = (space.length, max((o.choices for o,_ in space.slots), default=1))
     kinds  = dict(
-        theta_seconds=number, mark=none(number), fell=none(number),
-        saw=lambda v: v in (None, 'ω', 'θ'),
-        first=none(lambda v: number(v) and v>=0),
-        alarms=lambda v: isinstance(v, (list, tuple)) and all(isinstance(o, str) for o in v),
-        stats=lambda v: isinstance(v, dict) and all(map(number, v.values())),
-        counts=none(lambda v: isinstance(v, torch.Tensor) and v.shape==shape),
-        earlier=lambda v: all({k: t.shape for k,t in o.items()}=={
-            k: t.shape for k,t in learn.model.net.state_dict().items()} for o in v))
-    for k,ok in kinds.items(): # older files lack some
-        if k in own and not ok(own[k]): raise ValueError(f'{k} is {brief(own[k])}')
+        theta_seconds=('a number', number), mark=('a number', none(number)),
+        fell=('a number', none(number)), saw=('ω or θ', lambda v: v in (None, 'ω', 'θ')),
+        first=('a number of 0 or more', none(lambda v: number(v) and v>=0)),
+        alarms=('a list of sentences', lambda v: isinstance(v, (list, tuple)) and
+                all(isinstance(o, str) for o in v)),
+        stats=('a dict', lambda v: isinstance(v, dict) and all(map(number, v.values()))),
+        counts=(f'a tensor {shape}', none(lambda v: isinstance(v, Tensor) and v.shape==shape)),
+        earlier=('a list of weights', lambda v: all({k: t.shape for k,t in o.items()}=={
+            k: t.shape for k,t in learn.model.net.state_dict().items()} for o in v)))
+    for k,(words,ok) in kinds.items(): # older files lack some
+        if k in own and not ok(own[k]):
+            raise ValueError(f'{k} is {brief(own[k])} in the file, {words} is needed')
     return _int(own['trained'], 'trained', 0)
 
+# %% ../nbs/12_search.ipynb #cb020cb5
 @patch
 def load_search(self:Learner,
                 path, # File of `save_search`; `ValueError` for another file, space or size

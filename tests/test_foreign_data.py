@@ -249,5 +249,5 @@ def test_files_that_fastai_would_make_white_are_refused(tmp_path):
             (tmp_path/part/c).mkdir(parents=True)
             for i in range(8): Image.fromarray(np.full((8, 8), 200*(1+99*(kind is np.uint16)), kind)).save(tmp_path/part/c/f'{i}.png')
     dls = ImageDataLoaders.from_folder(tmp_path, bs=4, num_workers=0)
-    with pytest.raises(ValueError, match=r'valid.*png cannot be read as an image \(mode I;16: fastai makes all above 255 white'): search_learner(dls, SPACE, width=4)
+    with pytest.raises(ValueError, match=r'valid.*png cannot be read as an image \(mode I;16: all above 255 would be white'): search_learner(dls, SPACE, width=4)
     search_learner(ImageDataLoaders.from_folder(tmp_path, valid='train', bs=4, num_workers=0), SPACE, width=4) # 8 bits are fine
