@@ -35,18 +35,19 @@ def count_params(arch, # The architecture
 def multiply_adds(net,   # A network; on the meta device nothing is computed
                   shape): # Shape of one image: channels, height, width; `()` for a word
     "Multiply-adds of matrix products and convolutions for one image, or one word."
-    memory = getattr(net, 'hidden', None)
-    if hasattr(net, 'reset'): net.reset()
-    copied = copy.deepcopy(net).eval() # the network itself keeps its mode and its memory
-    if hasattr(net, 'reset'): net.hidden = memory
     def count(net):
         kind = dict(dtype=torch.float if shape else torch.long,
                     device=next(net.parameters()).device)
         x = torch.zeros(2, *shape or (1,), **kind) # two items, since batch norm may need them
         with torch.no_grad(), FlopCounterMode(display=False) as flops: net(x)
         return flops.get_total_flops()//4
-    try: return count(copy.deepcopy(copied).to('meta'))
-    except (NotImplementedError, RuntimeError): return count(copied)
+    memory = getattr(net, 'hidden', None)
+    if hasattr(net, 'reset'): net.reset()
+    # copies: the network itself keeps its mode and its memory
+    try: return count(copy.deepcopy(net).to('meta').eval())
+    except (NotImplementedError, RuntimeError): return count(copy.deepcopy(net).eval())
+    finally:
+        if hasattr(net, 'reset'): net.hidden = memory
 
 # %% ../nbs/appendix/cost.ipynb #0f155002
 def latency(arch, # The architecture

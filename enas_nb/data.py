@@ -697,7 +697,7 @@ def _check_depth(dls, n=100):
         lists = getattr(ds, 'tls', None)
         opens = lists and any(isinstance(o, type) and issubclass(o, PILBase)
                               for o in lists[0].types or ())
-        items = lists[0].items if opens else [o[0] for o in getattr(ds, 'samples', None) or ()][:n]
+        items = lists[0].items if opens else [o[0] for o in getattr(ds, 'samples', ())]
         for f in [o for o in list(items[:n]) if isinstance(o, (str,Path))]:
             with Image.open(f) as img: mode = img.mode
             if mode[0] in 'IF':

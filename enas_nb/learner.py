@@ -13,7 +13,6 @@ import inspect, math, warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from numbers import Real
-from types import SimpleNamespace
 from typing import Callable, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np, pandas as pd, torch

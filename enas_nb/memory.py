@@ -65,7 +65,6 @@ def _inside(o, seen, at='', depth=8):
 def _streams(dls):
     "The random generators that loaders, their data sets and samplers have of their own, by place"
     for i,dl in enumerate(dls.loaders):
-        inner = getattr(getattr(dl, 'dataset', None), 'o', None)   # see `fastai_dls`
         for at,o in _inside(dl, set()):
             if at!='.rng': yield f'{i}{at}',o   # that of fastai's loader is kept apart
 
@@ -390,11 +389,7 @@ class _Part(GetAttr):
     def __iter__(self): return iter(self.o)
     def __getitem__(self, i): return self.o[i]
     def new_empty(self): return type(self)([], self.split_idx)
-    @contextmanager
-    def set_split_idx(self, i):
-        was,self.split_idx = self.split_idx,i
-        try: yield self
-        finally: self.split_idx = was
+    set_split_idx = MemoryDataset.set_split_idx
 
 class _OuterDL(TfmdDL):
     "A fastai loader whose items are the batches of another loader"

@@ -380,9 +380,9 @@ def test_a_piece_of_a_search_of_another_kind_is_refused(piece, tmp_path):
 more_wrong = dict(loss_class=(lambda: search(loss_func=torch.nn.CrossEntropyLoss), r'is the class CrossEntropyLoss; CrossEntropyLoss\(\)'), opt_class=(lambda: search(opt_func=torch.optim.Adam), r'partial\(OptimWrapper, opt=Adam\)'),
     augment=(lambda: images(8, augment='flip'), "augment holds 'flip'"), seconds=(lambda: latency(ARCH, seconds=-1), 'seconds is -1'), bs=(lambda: latency(ARCH, bs=0), 'bs is 0'))
 @pytest.mark.parametrize('case', more_wrong)
-def test_more_lines_when_it_is_given(case): test_one_line_of(more_wrong[case])
-def test_one_line_of(given=(lambda: search(lr=-1), 'lr is -1')):
-    with pytest.raises((TypeError, ValueError), match=given[1]): given[0]()
+def test_more_lines_when_it_is_given(case):
+    make, words = more_wrong[case]
+    with pytest.raises((TypeError, ValueError), match=words): make()
 def test_numbers_of_numpy_are_numbers(): assert search(lr=np.float32(.1)).lr==np.float32(.1)
 
 def test_counting_leaves_no_trace_and_says_the_same_everywhere():
