@@ -4,6 +4,7 @@
 # make readme                     write README.md from nbs/index.ipynb
 # make hooks                      let git check notebooks before each commit (CONTRIBUTING.md)
 # make docs                       the documentation site as pages to look at, in _docs/
+# make gpu [PIECE=600]            on a GPU: its tests, PIECE seconds of each large recipe (again: goes on), nbs/benchmarks/gpu.ipynb
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV   ?= .venv
 BIN    := $(abspath $(VENV))/bin
@@ -14,7 +15,7 @@ DEV    := $(VENV)/.dev-$(NEEDS)
 DOCS   := $(VENV)/.docs-$(NEEDS)
 export PATH := $(BIN):$(PATH)
 
-.PHONY: search lab test readme docs dev hooks
+.PHONY: search lab test gpu readme docs dev hooks
 search: $(RUN)
 	$(BIN)/enas-search $(ARGS)
 
@@ -26,6 +27,17 @@ lab: $(DEV)
 test: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile
+
+# DEVICE=cpu with small RECIPES tries it without a GPU. A run that is stopped is no failure.
+DEVICE  ?= cuda
+RECIPES ?= cifar10-micro cifar10-macro ptb-lm
+PIECE   ?= 600
+gpu: $(DEV)
+	ENAS_NB_DEVICE=$(DEVICE) $(BIN)/pytest -q tests/test_device.py tests/test_gpu_ready.py
+	for o in $(RECIPES); do \
+	  if [ -e runs/gpu/$$o ]; then ARGS="--resume runs/gpu/$$o"; else ARGS="$$o --out runs/gpu/$$o --device $(DEVICE)"; fi; \
+	  timeout -s INT $(PIECE) $(BIN)/enas-search $$ARGS || [ $$? = 124 ] || exit 1; done
+	ENAS_NB_DEVICE=$(DEVICE) $(BIN)/jupyter execute --inplace --timeout=3600 nbs/benchmarks/gpu.ipynb
 
 # Links of a notebook are relative to nbs/, those of README.md are not.
 readme: $(DEV)

@@ -8,6 +8,7 @@ from .presets import *
 from .controller import *
 from .reinforce import *
 from .tabular import *
+from .parallel import *
 from .memory import *
 from .data import *
 from .fused import *

@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 from .memory import random_state, set_random_state
+from .parallel import bare, everyone, place
 from .space import brief, write_file
 
 # %% ../nbs/appendix/checkpoint.ipynb #37f1b786
@@ -138,19 +139,21 @@ def learn_state(learn): # Any `Learner` that has been fitted
     count = lambda name: getattr(learn, name, 0) # a Learner that was never fitted has no counts
     fit = dict(n_epoch=count('n_epoch'), epoch=count('epoch')+1, train_iter=count('train_iter'))
     # `GradientAccumulation` has some
-    grads = {k: p.grad for k,p in learn.model.named_parameters() if p.grad is not None}
+    net   = bare(learn.model)
+    grads = {k: p.grad for k,p in net.named_parameters() if p.grad is not None}
     own = {k: v for k,v in vars(learn).items() if k=='about'}
+    streams = everyone(learn, random_state(learn.dls))
     if _lasting_workers(learn.dls) and 'workers' not in vars(learn):
         learn.workers = 'said'
         warnings.warn_explicit('persistent workers keep their random states to themselves: a fit '
                                'that goes on from a file may draw other augmentation',
                                UserWarning, 'enas_nb', 1)
     return own | dict(
-                fit=fit, model=learn.model.state_dict(), opt=learn.opt.state_dict(), grads=grads,
+                fit=fit, model=net.state_dict(), opt=learn.opt.state_dict(), grads=grads,
                 cbs=[[o.name, _parts(o)] for o in learn.cbs if not isinstance(o, Checkpoint)],
                 scaler=learn.scaler.state_dict() if getattr(learn, 'scaler', None) else None,
                 loaders=[getattr(dl, 'epoch', None) for dl in learn.dls.loaders],
-                random=random_state(learn.dls))
+                random=streams[0], others=streams[1:])
 
 def _pairs(learn, state):
     "Callbacks with their states: the k-th of a name gets the k-th state of that name."
@@ -201,7 +204,7 @@ def _check(learn, state):
     if ours and 'about' in state and (said := _unlike(state['about'], ours)):
         raise ValueError(f'of another space or size than this one, or another preset: {said}')
     kinds = lambda o: {k: (v.shape, v.dtype) for k,v in o.items()}
-    if kinds(state['model'])!=kinds(learn.model.state_dict()):
+    if kinds(state['model'])!=kinds(bare(learn.model).state_dict()):
         raise ValueError('of another space or size than this one')
     lost = [k for k,v in state['model'].items() if not v.isfinite().all()]
     if lost: raise ValueError(f'weights of {lost[0]} are not finite')
@@ -269,10 +272,11 @@ def _check_opt(opt):
 
 def _apply(learn, state):
     "Put all of a state into a Learner."
-    learn.model.load_state_dict(state['model'])
+    net = bare(learn.model)
+    net.load_state_dict(state['model'])
     learn.opt.load_state_dict(state['opt'])
     _check_opt(learn.opt)
-    for k,p in learn.model.named_parameters():
+    for k,p in net.named_parameters():
         p.grad = state['grads'][k].to(p.device, copy=True) if k in state['grads'] else None
     for o,d in _pairs(learn, state): _put(o, d)
     if getattr(learn, 'scaler', None) and state['scaler']:
@@ -282,7 +286,8 @@ def _apply(learn, state):
     learn.n_epoch, learn.epoch, learn.train_iter = (state['fit'][o]
                                                     for o in ('n_epoch', 'epoch', 'train_iter'))
     learn.epoch -= 1
-    set_random_state(learn.dls, state['random'])
+    streams = [state['random'], *state.get('others', ())] # older files have one
+    set_random_state(learn.dls, streams[place(learn).rank%len(streams)])
 
 # %% ../nbs/appendix/checkpoint.ipynb #c3c0de02
 def load_learn_state(learn, # A Learner like the one that the state comes from
@@ -349,7 +354,9 @@ def _write(self:Checkpoint, number, epoch):
     if number and not self.path.is_dir():
         raise FileNotFoundError(f'the folder of checkpoints {self.path} is gone')
     fit = dict(n_epoch=self.n_epoch, epoch=epoch, train_iter=self.train_iter, rates=self.rates)
-    write_state(self._file(number), learn_state(self.learn) | dict(fit=fit))
+    state = learn_state(self.learn) | dict(fit=fit) # of all processes; the first one writes it
+    if place(self.learn).rank: return
+    write_state(self._file(number), state)
     for o in sorted(self.path.glob(f'{self.n_fit:02}-*.safetensors'))[:-2]: o.unlink()
 
 # %% ../nbs/appendix/checkpoint.ipynb #90934208
@@ -373,7 +380,7 @@ def _start(self:Checkpoint):
     Otherwise save the start of the fit, so that a full disk shows at once."""
     self.waiting, self.done, wrong, self.rates = False, 0, [], _rates(self.learn)
     # a process that was killed while writing left these
-    for o in self.path.glob('tmp*tmp'): o.unlink(missing_ok=True)
+    for o in () if place(self.learn).rank else self.path.glob('tmp*tmp'): o.unlink(missing_ok=True)
     for path in sorted(self.path.glob(f'{self.n_fit:02}-*.safetensors'), reverse=True):
         try: state = _usable(self.learn, path); load_learn_state(self.learn, state)
         except (ValueError, KeyError, TypeError, AttributeError) as e:

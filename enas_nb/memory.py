@@ -31,6 +31,7 @@ from fastai.torch_core import (TensorCategory,TensorImage,TensorImageBW,default_
                                explode_types,no_random,to_device)
 from fastai.vision.augment import RandTransform
 from .space import brief
+from .parallel import InParts
 
 # %% ../nbs/appendix/memory.ipynb #9a14d9c7
 def _seed(seed, role, *steps):
@@ -194,7 +195,7 @@ class BatchRandom(Transform):
     "Base of random batch transforms: training only, after `Normalize`, drawing from `generator`"
     split_idx,order,generator = 0,100,None
 
-class MemoryDL(TfmdDL):
+class MemoryDL(InParts, TfmdDL):
     "A fastai loader of batches of a `MemoryDataset`; `seed` and `epoch` alone give their order"
     def __init__(self,
         dataset,       # `MemoryDataset`; `TypeError` for another
@@ -248,14 +249,16 @@ def __iter__(self:MemoryDL):
     epoch,device,idxs = self.epoch,self.dataset.device,self.get_idxs()
     if not isinstance(idxs, Tensor):
         idxs = torch.tensor(list(islice(idxs, self.n)), dtype=torch.long)
-    draws   = rng(self.seed, 'augment', epoch, device=device)
+    steps   = self.part.steps(epoch)
+    draws   = rng(self.seed, 'augment', *steps, device=device)
     foreign = any(isinstance(o, RandTransform) for o in self.after_batch.fs)
     self.epoch = epoch+1
-    for i,idx in enumerate(idxs.to(device).split(self.bs)):
-        if self.drop_last and len(idx)<self.bs: break
-        with (no_random(_seed(self.seed, 'augment', epoch, i), reproducible=False) if foreign
+    for i,idx in enumerate(idxs.to(device).split(self.joint_bs)):
+        if self.drop_last and len(idx)<self.joint_bs: break
+        self.joint = len(idx)
+        with (no_random(_seed(self.seed, 'augment', *steps, i), reproducible=False) if foreign
               else nullcontext()):
-            b = self.batch(idx, draws, self.dataset.split_idx)
+            b = self.batch(self.part.share(idx), draws, self.dataset.split_idx)
         yield b
     self.after_iter()
 

@@ -14,6 +14,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from .space import Arch
 from .memory import DataEpoch
+from .parallel import OwnModel, Ranks
 from .checkpoint import _about
 from .data import add_cutout
 from .text import find_task
@@ -23,7 +24,7 @@ from .learner import (build_net, check_cbs, learner_args, pick_preset, split_kwa
                              use_methods)
 
 # %% ../nbs/13_retrain.ipynb #00000008
-class StepRatio(Callback):
+class StepRatio(OwnModel, Callback):
     "Tells a network which share of the training is done, for drop-path (`micro_child.py`)."
     def before_batch(self):
         if self.training and hasattr(self.model, 'step_ratio'):
@@ -59,7 +60,7 @@ def arch_learner(
     if cutout: dls = add_cutout(dls, cutout)
     if metrics is None: metrics = task.metric()
     learn = Learner(dls, net.to(memory_format=torch.channels_last), metrics=check_metrics(metrics),
-                    cbs=[DataEpoch(), StepRatio(), *preset_cbs(part), *check_cbs(cbs)],
+                    cbs=[DataEpoch(), StepRatio(), Ranks(), *preset_cbs(part), *check_cbs(cbs)],
                     **learner_args(part, task, **learner))
     use_methods(learn, **task.methods)
     learn.part = part

@@ -30,6 +30,7 @@ from .controller import Controller
 from .alarms import count_choices, search_alarms, turn_stats
 from .reinforce import Reinforce, all_finite, ranks
 from .memory import MemoryDL, keep_random, random_batch, rng
+from .parallel import OwnModel, Ranks, bare, place, shared_out
 from .text import find_task
 from .checkpoint import (_about, check_state, learn_state, load_learn_state, read_state,
                                 write_state)
@@ -117,7 +118,7 @@ def omega(model:Supernet): # A search's model
 # %% ../nbs/12_search.ipynb #8a2319cd
 def _copy(net): return {k: v.detach().clone() for k,v in net.state_dict().items()}
 
-class SearchCallback(Callback):
+class SearchCallback(OwnModel, Callback):
     "The half of ENAS that trains θ: after an epoch's training pass, before its validation."
     def __init__(self,
         preset:Preset, # Numbers of θ
@@ -196,7 +197,7 @@ def after_fit(self:SearchCallback):
         when = ('the end of a fit, and this one stopped before' if self.whole else
                 f'epoch {self.preset.controller.warmup} of ω, and {self.trained} are trained')
         self.alarms = [f'θ has not moved: its turn is {when}. `derive` is random search']
-    if self.saw:
+    if self.saw and not place(self.learn).rank: # one process is enough to say it
         for o in self.alarms: _warn(o)
     self.saw = None
 
@@ -273,11 +274,11 @@ def train_theta(self:SearchCallback):
     with evaluates(net):
         for i in self._bar(range(n)):
             batch = random_batch(self.reward_dl, size, self.generator('reward', i))
-            score = lambda codes: check(score_batch(net, space.archs(codes), batch, self.reward,
-                                                    self._autocast()))
+            score = lambda archs: score_batch(net, archs, batch, self.reward, self._autocast())
+            earn  = lambda codes: check(shared_out(self.learn, score, space.archs(codes)))
             done = i/n if self.whole else self.share(i/n)
             with self.at_omega(i):
-                stats.append(self.reinforce.step(score, self.generator('theta', i), done))
+                stats.append(self.reinforce.step(earn, self.generator('theta', i), done))
             self._tell(i, n)
     if stats: # of one long turn, only the last tenth counts
         self.stats = turn_stats(stats[-n//10:] if self.whole else stats)
@@ -302,20 +303,22 @@ def _autocast(self:SearchCallback):
     return half.autocast if half and half.autocast else nullcontext()
 
 # %% ../nbs/12_search.ipynb #045e3671
-class ChildCallback(OwnEvents):
+class ChildCallback(OwnModel, OwnEvents):
     "The half of ENAS that trains ω: each batch runs another architecture."
     def __init__(self): self.in_epoch, self.queue = False, []
     def before_fit(self):
         self.in_epoch, self.model.path = False, None
         self.learn.all_batches = partial(_all_batches, self.learn)
     def before_train(self):
-        self.in_epoch, self.queue = True, self.search.omega_paths(len(self.dls.train))
-        cb = self.search
-        if not self.repeat.looking: cb.counts = count_choices(cb.counts, self.queue)
+        cb, part = self.search, place(self.learn)
+        paths = cb.omega_paths(part.n*len(self.dls.train)) # one for each batch of each process
+        if not self.repeat.looking: cb.counts = count_choices(cb.counts, paths)
+        self.in_epoch, self.queue = True, paths[part.rank::part.n]
     def before_validate(self):
         if not self.in_epoch: _check_batch(self.dl, self.model)
-        fresh = self.in_epoch or self.model.arch is None
-        self.queue = self.search.paths('valid', len(self.dl)) if fresh else []
+        fresh, part = self.in_epoch or self.model.arch is None, place(self.learn)
+        paths = self.search.paths('valid', part.n*len(self.dl)) if fresh else []
+        self.queue = paths[part.rank::part.n]
     def before_batch(self):
         if self.queue: self.model.path = self.queue[self.iter]
         for o in self.learn.cbs:
@@ -329,10 +332,10 @@ class ChildCallback(OwnEvents):
 def _all_batches(learn):
     "A pass over the data. However it ends, it leaves no sampled path in the model."
     try: Learner.all_batches(learn)
-    finally: learn.model.path = None
+    finally: bare(learn.model).path = None
 
 # %% ../nbs/12_search.ipynb #b101be8d
-class RepeatCallback(Callback):
+class RepeatCallback(OwnModel, Callback):
     "Makes a search repeatable: it sets the epoch's data order, and `lr_find` leaves no trace."
     looking = None # puts the random states back when `lr_find` is over
     def before_fit(self):
@@ -444,7 +447,8 @@ def search_learner(
     search, parts = SearchCallback(preset, reward_dl, reward, seed), preset_cbs(part)
     metrics = check_metrics(task.search_metric() if metrics is None else metrics)
     learn = Learner(dls, model, metrics=[*metrics, *_values(search, parts)],
-                    cbs=[search, ChildCallback(), RepeatCallback(), *parts, *check_cbs(cbs)],
+                    cbs=[search, ChildCallback(), RepeatCallback(), Ranks(), *parts,
+                         *check_cbs(cbs)],
                     **dict(splitter=omega) | learner_args(part, task, **learner))
     use_methods(learn, save='save_weights', load='load_weights', **task.methods)
     learn.part, learn.scores, model.like = part, task.scores, (task.n_in, n_out)
@@ -634,7 +638,8 @@ def save_search(self:Learner,
     if _search(self).reinforce is None:
         raise ValueError('nothing to save: this search has not been fitted yet')
     arch = self.model.arch and list(self.model.arch.code)
-    write_state(path, learn_state(self) | dict(arch=arch))
+    state = learn_state(self) | dict(arch=arch) # of all processes
+    if not place(self).rank: write_state(path, state)
 
 def _check_own(learn, own):
     "The epochs trained, if what a file says of θ's turns has the right kinds; `ValueError` else."

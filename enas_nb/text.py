@@ -36,6 +36,7 @@ from fastai.torch_core import TitledStr,default_device,display_df
 from . import __version__
 from .space import _int,write_file
 from .memory import rng
+from .parallel import InParts
 from .reinforce import loss_reward,ppl_reward
 from .data import ImageTask,Measure,Task
 from .fused import WordLoss
@@ -156,7 +157,7 @@ class Words(Numericalize):
     def decodes(self, o:TensorText): return TitledStr(' '.join(self.vocab[i] for i in o))
 
 # %% ../nbs/06_text.ipynb #00000013
-class StreamDL(LMDataLoader):
+class StreamDL(InParts, LMDataLoader):
     "fastai's `LMDataLoader` with the stream in one tensor on its device: a batch is a slice"
     def make_chunks(self):
         super().make_chunks()
@@ -167,11 +168,15 @@ class StreamDL(LMDataLoader):
         self.before_iter()
         if self.shuffle: self.shuffle_fn(None)   # the order of documents, as in fastai
         if self.device is not None: self.stream = self.stream.to(self.device)
-        n = self.bs*self.bl
-        x,y = (self.stream[i:i+n].view(self.bs, self.bl).split(self.seq_len, 1) for i in (0,1))
+        rows,length = self.joint_bs,self.bl//self.part.n
+        first,n = self.part.rank*self.bs,rows*length
+        x,y = (self.stream[i:i+n].view(rows, length)[first:first+self.bs].split(self.seq_len, 1)
+               for i in (0,1))
         for xb,yb in zip(x, y):
             yield self.after_batch((LMTensorText(xb.contiguous()), TensorText(yb.contiguous())))
         self.after_iter()
+
+    def __len__(self): return -(-(self.bl//self.part.n)//self.seq_len)
 
     # fastai dispatches with plum; with plum 2.9 its table of texts comes out as bare lines
     def show_batch(self,
@@ -567,7 +572,8 @@ class MedianPerplexity(Metric):
     "Median over the batches of a validation; the lower of two middle ones"
     name = 'median_ppl'
     def reset(self): self.losses = []
-    def accumulate(self, learn): self.losses.append(learn.loss.detach().mean())
+    def accumulate(self, learn): # of all processes, if there are several
+        self.losses += learn.to_detach(learn.loss.mean()[None], cpu=False)
     @property
     def value(self):
         return (torch.stack(self.losses).nan_to_num(nan=float('inf')).median().exp()

@@ -13,13 +13,14 @@ import numpy as np
 from fastai.callback.core import Callback
 from .space import _number, brief, read_json, space_from_dict, write_file
 from .draw import shares
+from .parallel import OwnModel, bare
 
 # %% ../nbs/appendix/trace.ipynb #13e00006
 def _rounded(p):
     "Shares as lists; None for an impossible answer."
     return [[None if math.isnan(o) else round(o, 3) for o in row] for row in p.tolist()]
 
-class Trace(Callback):
+class Trace(OwnModel, Callback):
     "Keeps moments of θ's training."
     def __init__(self,
         n=40, # Number of moments, if θ moves at the end of a fit
@@ -46,7 +47,7 @@ class Trace(Callback):
     def to_dict(self,
                 learn): # The search
         "The moments, as plain data for JSON."
-        return dict(space=learn.model.controller.space.to_dict(), most=learn.search.most,
+        return dict(space=bare(learn.model).controller.space.to_dict(), most=learn.search.most,
                     rows=self.rows)
 
 # %% ../nbs/appendix/trace.ipynb #13e00010

@@ -7,7 +7,7 @@ Docs: https://enas-nb.github.io/enas_nb/train.html.md"""
 # %% auto #0
 __all__ = ['clock', 'TorchOptim', 'nesterov', 'l2_decay', 'with_grad', 'OwnEvents', 'PathClip', 'AuxLoss', 'restarts_lr',
            'EpochLR', 'decay_lr', 'optimizer', 'SumOverTime', 'FiniteClip', 'Diverged', 'StopDiverged', 'NTASGD',
-           'ScoresStay', 'preset_cbs']
+           'LossStays', 'ScoresStay', 'preset_cbs']
 
 # %% ../nbs/11_train.ipynb #ad25d5ab
 import math, time
@@ -21,12 +21,14 @@ from fastai.callback import progress, schedule
 from fastai.callback.core import Callback
 from fastai.callback.rnn import RNNRegularizer, rnn_cbs
 from fastai.callback.training import GradientClip
-from fastai.learner import Learner
+from fastai.learner import AvgSmoothLoss, Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import OptimWrapper, set_item_pg
+from fastai.torch_core import to_detach
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from .fused import WordLoss
+from .parallel import agree
 from .presets import Training
 
 # %% ../nbs/11_train.ipynb #0000000a
@@ -222,7 +224,8 @@ class FiniteClip(OwnEvents):
             self.ok, loss, torch.zeros_like(loss) if self.shown is None else self.shown)
     def before_step(self):
         ps = with_grad(self.opt)
-        self.ok = self.ok & nn.utils.clip_grad_norm_(ps, self.max_norm).isfinite()
+        ok = self.ok & nn.utils.clip_grad_norm_(ps, self.max_norm).isfinite()
+        self.ok = agree(self.learn, ok)
         for p in ps: p.grad.masked_fill_(~self.ok, 0.) # NaN*0 would be NaN
         self.count = self.count + ~self.ok
 
@@ -245,7 +248,8 @@ class StopDiverged(OwnEvents):
         weights = chain(*self.opt.param_lists)
         if hasattr(self.learn, 'lr_finder'): return
         # the device is asked once, not for each weight
-        if torch.stack([o.isfinite().all() for o in (loss, *weights)]).all(): return
+        ok = torch.stack([o.isfinite().all() for o in (loss, *weights)]).all()
+        if agree(self.learn, ok): return
         rate = max(o['lr'] for o in self.opt.hypers)
         raise Diverged(f'training has diverged in epoch {self.epoch+1} of {self.n_epoch}: the loss '
                        f'is {loss.item():.3g}, weights are not finite; the learning rate was '
@@ -332,9 +336,29 @@ def fit_preset(self:Learner,
                 {'restarts': _restarts, 'decay': _decay, 'one-cycle': _one_cycle})
     return fit(self, part if epochs is None else part.for_epochs(epochs), **kwargs)
 
+# %% ../nbs/11_train.ipynb #16110002
+class _SmoothLoss(AvgSmoothLoss):
+    "fastai's, on the device of the loss."
+    def accumulate(self, learn):
+        self.count += 1
+        loss = to_detach(learn.loss.mean(), cpu=False).as_subclass(torch.Tensor)
+        self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
+
+class LossStays(OwnEvents):
+    "Lets the CPU run ahead of the device: losses come down once an epoch, not at each batch."
+    def before_fit(self):
+        own = self.recorder.smooth_loss
+        if type(own) is AvgSmoothLoss: self.recorder.smooth_loss = _SmoothLoss(own.beta)
+        self.down = 0 # how many losses are on the CPU
+    def after_fit(self): self.after_train() # `lr_find` ends no epoch
+    def after_train(self):
+        losses = self.recorder.losses
+        if new := losses[self.down:]: losses[self.down:] = torch.stack(new).cpu().unbind()
+        self.down = len(losses)
+
 # %% ../nbs/11_train.ipynb #5d0a4b52
 def _image_cbs(part):
-    return [StopDiverged(), AuxLoss(part.aux_weight or 0.),
+    return [StopDiverged(), LossStays(), AuxLoss(part.aux_weight or 0.),
             *([] if part.clip is None else [PathClip(part.clip)])]
 
 class ScoresStay(OwnEvents):
@@ -344,7 +368,7 @@ class ScoresStay(OwnEvents):
             self.learn.loss_func = CrossEntropyLossFlat()
 
 def _text_cbs(part):
-    return [StopDiverged(), ScoresStay(), *rnn_cbs(part.alpha, part.beta),
+    return [StopDiverged(), LossStays(), ScoresStay(), *rnn_cbs(part.alpha, part.beta),
             *[SumOverTime()]*part.time_sum, FiniteClip(part.clip),
             *([] if part.asgd is None else [NTASGD(part.asgd)])]
 
