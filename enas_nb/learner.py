@@ -153,6 +153,7 @@ def load_weights(self:Learner, file, **kwargs): # As in `Learner.load`
     "fastai's `load`, which says what it leaves out of a search."
     return _lacks(self, 'load')(file, **kwargs)
 
+# %% ../nbs/appendix/learner.ipynb #0f151035
 def use_methods(
     learn, # A Learner
     **methods): # Name of a method: name of the one that replaces it

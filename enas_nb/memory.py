@@ -250,7 +250,7 @@ def __iter__(self:MemoryDL):
     if not isinstance(idxs, Tensor):
         idxs = torch.tensor(list(islice(idxs, self.n)), dtype=torch.long)
     draws   = rng(self.seed, 'augment', epoch, device=device)
-    if self.dataset.split_idx==0 and all(isinstance(o, _Decode) for o in self.after_batch.fs or [0]):
+    if self.dataset.split_idx==0 and [type(o) for o in self.after_batch.fs]==[_Decode]:
         raise ValueError('these data are kept as they are after their transforms, and none is '
                          'left to augment them: `learn.tta(batch_tfms=aug_transforms())` has some')
     foreign = any(isinstance(o, RandTransform) for o in self.after_batch.fs)
@@ -292,6 +292,7 @@ def new(self:MemoryDL,
 def _one_pass(self:MemoryDL):
     self._n_inp,self._types = self.dataset.n_inp,{tuple: list(self.dataset.types)}
 
+# %% ../nbs/appendix/memory.ipynb #7d1e0a0b
 def as_floats(
     tfms, # batch transforms; `TypeError` for others
     x,    # images that they will get
@@ -308,6 +309,12 @@ def _with_own(dl, after):
     "Batch transforms for `dl`, behind those of its own that make numbers of pixels"
     return [*[o for o in dl.after_batch.fs if isinstance(o, (Normalize,_Decode,_Typed))
               and not any(isinstance(p, type(o)) for p in after)], *after]
+
+class _TypedDL(TfmdDL):
+    "A fastai loader that types its batches, also after `new(after_batch=...)`, as in `tta`"
+    def new(self, dataset=None, cls=None, after_batch=None, **kwargs):
+        if after := L(after_batch): kwargs['after_batch'] = _with_own(self, after)
+        return super().new(dataset, cls, **kwargs)
 
 # %% ../nbs/appendix/memory.ipynb #36406b92
 class DataEpoch(Callback):
@@ -399,12 +406,6 @@ class _Part(GetAttr):
     def __getitem__(self, i): return self.o[i]
     def new_empty(self): return type(self)([], self.split_idx)
     set_split_idx = MemoryDataset.set_split_idx
-
-class _TypedDL(TfmdDL):
-    "A fastai loader that types its batches, also after `new(after_batch=...)`, as in `tta`"
-    def new(self, dataset=None, cls=None, after_batch=None, **kwargs):
-        if after := L(after_batch): kwargs['after_batch'] = _with_own(self, after)
-        return super().new(dataset, cls, **kwargs)
 
 class _OuterDL(_TypedDL):
     "A fastai loader whose items are the batches of another loader"

@@ -57,6 +57,7 @@ class MetricReward:
         self.metric.reset() # an export shall not carry the batch
         return value
 
+# %% ../nbs/appendix/rewards.ipynb #0f150013
 def _made(score):
     "A metric, if `score` makes one: `F1Score` without brackets is a function of fastai."
     makes = isinstance(score, type) and issubclass(score, Metric) or (

@@ -231,13 +231,13 @@ def try_reward(self:SearchCallback):
         raise ValueError(f'the reward cannot be computed of (predictions, targets): {why}') from e
     _one_number(said)
 
+# %% ../nbs/12_search.ipynb #6e0a11f2
 def _one_number(said): # [architectures]
     "The rewards, or a `ValueError` if one is not one number."
     if said.ndim==1: return said
     raise ValueError('a reward is one number for a batch, '
                      f'but this one has the shape {tuple(said.shape[1:])}')
 
-# %% ../nbs/12_search.ipynb #6e0a11f2
 @patch
 def omega_paths(self:SearchCallback,
                 n)->list: # How many
@@ -341,6 +341,9 @@ def path_batches(self:Learner):
     try: self.checked_batches()
     finally: self.model.path = None
 
+# of `use_methods`, for a search
+_methods = dict(all_batches='path_batches', save='save_weights', load='load_weights')
+
 # %% ../nbs/12_search.ipynb #b101be8d
 class RepeatCallback(Callback):
     "Makes a search repeatable: it sets the epoch's data order, and `lr_find` leaves no trace."
@@ -442,14 +445,12 @@ def search_learner(
     model = Supernet(net, Controller(space, preset.controller)).to(
         memory_format=torch.channels_last)
     reward = task.reward(part) if reward is None else as_reward(reward, task.scores, n_out=n_out)
-    search, parts = SearchCallback(preset, reward_dl, reward, seed), preset_cbs(part)
+    search, parts = SearchCallback(preset, reward_dl, reward, seed), [FitCheck(), *preset_cbs(part)]
     metrics = check_metrics(task.search_metric() if metrics is None else metrics)
     learn = Learner(dls, model, metrics=[*metrics, *_values(search, parts)],
-                    cbs=[FitCheck(), search, ChildCallback(), RepeatCallback(), *parts,
-                         *check_cbs(cbs)],
+                    cbs=[search, ChildCallback(), RepeatCallback(), *parts, *check_cbs(cbs)],
                     **dict(splitter=omega) | learner_args(part, task, **learner))
-    use_methods(learn, **own_methods | dict(all_batches='path_batches', save='save_weights',
-                                            load='load_weights') | task.methods)
+    use_methods(learn, **own_methods | _methods | task.methods)
     learn.part, learn.scores, model.like = part, task.scores, (task.n_in, n_out)
     learn.about = _about(dls, preset, net, sizes, space=space.to_dict(), seed=seed)
     return _calibrate(learn)

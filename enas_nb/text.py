@@ -536,6 +536,7 @@ def _has_arch(model):
         raise ValueError('which architecture shall predict? `learn.derive()` finds one and '
                          'sets `learn.model.arch`')
 
+# %% ../nbs/06_text.ipynb #0f152004
 @patch
 def next_words(self:Learner,
     text,           # how it begins; `ValueError` without a word
