@@ -61,6 +61,7 @@ def _inside(o, seen, at='', depth=8):
     seen.add(id(o))
     parts = (o.items() if isinstance(o, dict) else enumerate(o) if isinstance(o, (list, tuple, L))
              else getattr(o, '__dict__', {}).items())
+    # a longer list has items of data: a million file names hold no generator
     for k,v in list(parts)[:100]: yield from _inside(v, seen, f'{at}.{k}', depth-1)
 
 def _streams(dls):
@@ -251,6 +252,9 @@ def __iter__(self:MemoryDL):
         idxs = torch.tensor(list(islice(idxs, self.n)), dtype=torch.long)
     steps   = self.part.steps(epoch)
     draws   = rng(self.seed, 'augment', *steps, device=device)
+    if self.dataset.split_idx==0 and [type(o) for o in self.after_batch.fs]==[_Decode]:
+        raise ValueError('these data are kept as they are after their transforms, and none is '
+                         'left to augment them: `learn.tta(batch_tfms=aug_transforms())` has some')
     foreign = any(isinstance(o, RandTransform) for o in self.after_batch.fs)
     self.epoch = epoch+1
     for i,idx in enumerate(idxs.to(device).split(self.joint_bs)):
@@ -277,10 +281,10 @@ def new(self:MemoryDL,
     **kwargs      # what else differs, e.g. `bs`
 ):
     "A loader like this one, with the same seed and epoch"
-    if after := L(kwargs.pop('after_batch', None)): # what makes numbers of pixels stays
-        own = [o for o in self.after_batch.fs if isinstance(o, (Normalize,_Decode))
-               and not any(isinstance(p, type(o)) for p in after)]
-        kwargs['after_batch'] = [*own, *as_floats(after, self.dataset.tensors[0])]
+    if kwargs.get('after_item'):
+        raise ValueError('items in memory are transformed already; give `batch_tfms`')
+    if after := L(kwargs.pop('after_batch', None)):
+        kwargs['after_batch'] = _with_own(self, as_floats(after, self.dataset.tensors[0]))
     res = TfmdDL.new(self, dataset, cls, **(kwargs if cls else merge(dict(seed=self.seed), kwargs)))
     if isinstance(res, MemoryDL):
         res.epoch = self.epoch
@@ -291,6 +295,7 @@ def new(self:MemoryDL,
 def _one_pass(self:MemoryDL):
     self._n_inp,self._types = self.dataset.n_inp,{tuple: list(self.dataset.types)}
 
+# %% ../nbs/appendix/memory.ipynb #7d1e0a0b
 def as_floats(
     tfms, # batch transforms; `TypeError` for others
     x,    # images that they will get
@@ -302,6 +307,17 @@ def as_floats(
     need = x.dtype==torch.uint8 and any(isinstance(o, RandTransform) for o in tfms)
     have = any(isinstance(o, IntToFloatTensor) for o in tfms)
     return [*[IntToFloatTensor()]*(need and not have), *tfms]
+
+def _with_own(dl, after):
+    "Batch transforms for `dl`, behind those of its own that make numbers of pixels"
+    return [*[o for o in dl.after_batch.fs if isinstance(o, (Normalize,_Decode,_Typed))
+              and not any(isinstance(p, type(o)) for p in after)], *after]
+
+class _TypedDL(TfmdDL):
+    "A fastai loader that types its batches, also after `new(after_batch=...)`, as in `tta`"
+    def new(self, dataset=None, cls=None, after_batch=None, **kwargs):
+        if after := L(after_batch): kwargs['after_batch'] = _with_own(self, after)
+        return super().new(dataset, cls, **kwargs)
 
 # %% ../nbs/appendix/memory.ipynb #36406b92
 class DataEpoch(Callback):
@@ -394,7 +410,7 @@ class _Part(GetAttr):
     def new_empty(self): return type(self)([], self.split_idx)
     set_split_idx = MemoryDataset.set_split_idx
 
-class _OuterDL(TfmdDL):
+class _OuterDL(_TypedDL):
     "A fastai loader whose items are the batches of another loader"
     _n_inp,_methods = 1,[o for o in TfmdDL._methods if o!='get_idxs']
     @property
@@ -454,7 +470,7 @@ def _fastai_dl(dl, i):
     if isinstance(dl, TfmdDL):
         if type(dl)!=TfmdDL or hasattr(dl.dataset, 'split_idx'): return dl
         after = [_Typed(), *dl.after_batch.fs]
-        return dl.new(_Part(dl.dataset, i), after_batch=after, device=dl.device)
+        return dl.new(_Part(dl.dataset, i), _TypedDL, after_batch=after, device=dl.device)
     if not hasattr(dl, '__iter__'):
         raise TypeError(f'a loader is a {type(dl).__name__}, and that gives no batches')
     return _OuterDL(_Part(_whole(dl) if i else dl, i), bs=None, indexed=False, num_workers=0,

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from fastcore.foundation import L
 from fastai.learner import AvgLoss, AvgMetric, Metric
 from fastai.losses import BaseLoss
-from fastai.metrics import LossMetric
+from fastai.metrics import Dice, LossMetric
 from fastai.torch_core import to_detach
 from torch import nn
 from .space import brief
@@ -57,6 +57,7 @@ class MetricReward:
         self.metric.reset() # an export shall not carry the batch
         return value
 
+# %% ../nbs/appendix/rewards.ipynb #0f150013
 def _made(score):
     "A metric, if `score` makes one: `F1Score` without brackets is a function of fastai."
     makes = isinstance(score, type) and issubclass(score, Metric) or (
@@ -68,6 +69,7 @@ def as_reward(
     score, # A name, a function, or a fastai `Metric`; `ValueError` for what cannot pay
     named=(), # A dict of functions by name
     what='reward', # What the message calls it
+    n_out=2, # Classes of the data
 ):
     "The function of (predictions, targets) that `score` is, or that it names."
     if isinstance(score, str) and score in named: return named[score]
@@ -80,6 +82,10 @@ def as_reward(
         raise ValueError(f'{what} is {name}, which is smaller for better networks, but more must '
                          f'be better: a function that returns minus {name}' +
                          ", or 'loss'"*('loss' in named))
+    if isinstance(score, Dice) and n_out>2: # `JaccardCoeff` is one, too
+        name = type(score).__name__
+        raise ValueError(f'{what} is {name}, which compares two classes, the data have {n_out}: '
+                         f'`{name}Multi()` compares more')
     if isinstance(score, AvgMetric): return score.func
     return MetricReward(score) if isinstance(score, Metric) else score
 

@@ -31,15 +31,16 @@ from .alarms import count_choices, search_alarms, turn_stats
 from .reinforce import Reinforce, all_finite, ranks
 from .memory import MemoryDL, keep_random, random_batch, rng
 from .parallel import OwnModel, Ranks, bare, place, shared_out
-from .text import find_task
+from .text import _has_arch, _rows_apart, find_task
 from .checkpoint import (_about, check_state, learn_state, load_learn_state, read_state,
                                 write_state)
 from .cost import count_params
 from .layers import Calibrated
 from .train import FiniteClip, OwnEvents, clock, preset_cbs, with_grad
 from .rewards import as_reward, check_metrics, with_arch
-from .learner import (build_net, check_cbs, check_space, learner_args, pick_preset,
-                             split_kwargs, use_methods, _warn)
+from .learner import (FitCheck, build_net, check_cbs, check_like, check_space, has_data,
+                             learner_args, own_methods, pick_preset, split_kwargs, use_methods,
+                             _warn)
 
 # %% ../nbs/12_search.ipynb #0000000d
 @contextmanager
@@ -72,6 +73,7 @@ def score_batch(net,   # A shared network; with `remember`, common starts of pat
                     pred = net(*xs) # a language model returns more than its scores
                     said = metric(pred[0] if isinstance(pred, tuple) else pred, y, arch)
                 res[arch] = torch.as_tensor(said, device=y.device).as_subclass(torch.Tensor)
+                if res[arch].is_complex(): raise ValueError('a score is a complex number')
     finally:
         net.arch = was
         if hasattr(net, 'reset'): net.hidden = hidden
@@ -136,7 +138,9 @@ class SearchCallback(OwnModel, Callback):
         self.halved = None # the `DataLoaders` whose validation set `reward_dl` is a half of
 
     def before_fit(self):
-        self.reinforce = self.reinforce or Reinforce(self.model.controller, self.preset.controller)
+        c = self.model.controller
+        if not self.reinforce or self.reinforce.controller is not c: # another model was set
+            self.reinforce = Reinforce(c, self.preset.controller)
     def before_train(self):
         self.own_data()
         if not self.trained: self.try_reward()
@@ -150,8 +154,9 @@ class SearchCallback(OwnModel, Callback):
         if not self.repeat.looking and self.moves: self.saw = 'θ'; self.train_theta()
     def after_epoch(self): self.trained += self.child.in_epoch and not self.repeat.looking
 
-    def __getstate__(self): # an export has no data
-        return {**self.__dict__, 'reward_dl': None, 'halved': None}
+    def __getstate__(self): # an export has no data, a copy has
+        gone = {} if len(self.dls.train) else dict(reward_dl=None, halved=None)
+        return self.__dict__ | gone
 
 # %% ../nbs/12_search.ipynb #f8c2fc1a
 @patch
@@ -225,10 +230,15 @@ def try_reward(self:SearchCallback):
     except Exception as e:
         why = ' '.join(str(e).split())[:150] or type(e).__name__
         raise ValueError(f'the reward cannot be computed of (predictions, targets): {why}') from e
-    if said.shape!=(1,): raise ValueError('a reward is one number for a batch, '
-                                          f'but this one has the shape {tuple(said.shape[1:])}')
+    _one_number(said)
 
 # %% ../nbs/12_search.ipynb #6e0a11f2
+def _one_number(said): # [architectures]
+    "The rewards, or a `ValueError` if one is not one number."
+    if said.ndim==1: return said
+    raise ValueError('a reward is one number for a batch, '
+                     f'but this one has the shape {tuple(said.shape[1:])}')
+
 @patch
 def omega_paths(self:SearchCallback,
                 n)->list: # How many
@@ -275,7 +285,8 @@ def train_theta(self:SearchCallback):
         for i in self._bar(range(n)):
             batch = random_batch(self.reward_dl, size, self.generator('reward', i))
             score = lambda archs: score_batch(net, archs, batch, self.reward, self._autocast())
-            earn  = lambda codes: check(shared_out(self.learn, score, space.archs(codes)))
+            earn  = lambda codes: check(_one_number(
+                shared_out(self.learn, score, space.archs(codes))))
             done = i/n if self.whole else self.share(i/n)
             with self.at_omega(i):
                 stats.append(self.reinforce.step(earn, self.generator('theta', i), done))
@@ -308,7 +319,6 @@ class ChildCallback(OwnModel, OwnEvents):
     def __init__(self): self.in_epoch, self.queue = False, []
     def before_fit(self):
         self.in_epoch, self.model.path = False, None
-        self.learn.all_batches = partial(_all_batches, self.learn)
     def before_train(self):
         cb, part = self.search, place(self.learn)
         paths = cb.omega_paths(part.n*len(self.dls.train)) # one for each batch of each process
@@ -329,10 +339,14 @@ class ChildCallback(OwnModel, OwnEvents):
     def after_epoch(self): self.in_epoch, self.model.path = False, None
     def after_fit(self): self.in_epoch, self.model.path, self.queue = False, None, []
 
-def _all_batches(learn):
+@patch
+def path_batches(self:Learner):
     "A pass over the data. However it ends, it leaves no sampled path in the model."
-    try: Learner.all_batches(learn)
-    finally: bare(learn.model).path = None
+    try: self.checked_batches()
+    finally: bare(self.model).path = None
+
+# of `use_methods`, for a search
+_methods = dict(all_batches='path_batches', save='save_weights', load='load_weights')
 
 # %% ../nbs/12_search.ipynb #b101be8d
 class RepeatCallback(OwnModel, Callback):
@@ -356,10 +370,10 @@ def _nothing_ran(stats):
 
 def _check_batch(dl, model):
     "Refuse a single image if no architecture is derived, or if batch norm needs a whole batch."
+    # `summary` of a text reads one row
+    if isinstance(dl, list) and dl[0][0].shape[0]==1 and dl[0][0].ndim==2: _rows_apart(model)
     if getattr(dl, 'n', None)!=1: return
-    if model.arch is None:
-        raise ValueError('which architecture shall predict? `learn.derive()` finds one and '
-                         'sets `learn.model.arch`')
+    _has_arch(model)
     if getattr(model.net, 'bn_eval', '')=='batch':
         raise ValueError('a shared network normalises by the statistics of a batch, '
                          'and one image has none: '
@@ -385,18 +399,9 @@ def _values(search, parts):
 def own_data(self:SearchCallback):
     "If the Learner has got other data, as a loaded one has to, halve their validation set, too."
     if self.dls is self.halved: return
-    if not len(self.dls.train_ds):
-        raise ValueError('no data to score on, as in a loaded Learner: set `learn.dls`')
-    (n_in, n_out), about = self.model.like, self.learn.about
-    words = [str(o) for o in getattr(self.dls, 'vocab', None) or ()]
-    if words and len(words)!=n_out or self.learn.part.task=='text' and words!=about['words']:
-        raise ValueError(f'the data have {len(words)} classes or words, the search was made for '
-                         f'{n_out} or for other ones')
-    task = find_task(self.dls).expect(self.learn.loss_func, n_out)
-    if task.n_in!=n_in: raise ValueError(f'the data have {task.n_in} channels or words, '
-                                         f'the search was made for {n_in}')
+    has_data(self.dls.train, 'score')
+    task = check_like(self.learn)
     self.reward_dl, self.learn.dls = task.halves(self.seed, self.preset.search.same_valid)
-    about['words'] = words
     if self.training: self.learn.dl = self.dls.train
     _calibrate(self.learn)
 
@@ -443,14 +448,14 @@ def search_learner(
     reward_dl, dls = task.halves(seed, part.same_valid)
     model = Supernet(net, Controller(space, preset.controller)).to(
         memory_format=torch.channels_last)
-    reward = task.reward(part) if reward is None else as_reward(reward, task.scores)
-    search, parts = SearchCallback(preset, reward_dl, reward, seed), preset_cbs(part)
+    reward = task.reward(part) if reward is None else as_reward(reward, task.scores, n_out=n_out)
+    search, parts = SearchCallback(preset, reward_dl, reward, seed), [FitCheck(), *preset_cbs(part)]
     metrics = check_metrics(task.search_metric() if metrics is None else metrics)
     learn = Learner(dls, model, metrics=[*metrics, *_values(search, parts)],
                     cbs=[search, ChildCallback(), RepeatCallback(), Ranks(), *parts,
                          *check_cbs(cbs)],
                     **dict(splitter=omega) | learner_args(part, task, **learner))
-    use_methods(learn, save='save_weights', load='load_weights', **task.methods)
+    use_methods(learn, **own_methods | _methods | task.methods)
     learn.part, learn.scores, model.like = part, task.scores, (task.n_in, n_out)
     learn.about = _about(dls, preset, net, sizes, space=space.to_dict(), seed=seed)
     return _calibrate(learn)
@@ -462,7 +467,8 @@ def _pieces(metric, size):
     metric = with_arch(metric)
     def one(pred, targ, arch):
         finite = pred.isfinite().all()
-        said = torch.as_tensor(metric(pred, targ, arch), device=finite.device).float()
+        said = torch.as_tensor(metric(pred, targ, arch), device=finite.device)
+        _one_number(said[None])
         return torch.where(finite, said, math.nan)
     def each(pred, targ, arch): return torch.stack([one(p, t, arch) for p,t in
                                                     zip(pred.split(size), targ.split(size))])
@@ -472,7 +478,8 @@ def _pieces(metric, size):
 def _metric(self:Learner, metric):
     "The function for `metric`, and whether it is a mean over images."
     named = self.scores
-    metric = self.search.reward if metric is None else as_reward(metric, named, 'metric')
+    metric = (self.search.reward if metric is None else
+              as_reward(metric, named, 'metric', self.model.like[1]))
     return metric, self.part.task=='images' and metric in named.values()
 
 @patch
@@ -489,8 +496,7 @@ def _scores(self:Learner, archs, metric, batches):
                                                           cb._autocast()))
         parts.append(torch.stack(every).view(len(every), len(archs), -1))
         sizes += [len(o) for o in b[-1].split(50)] if mean else [len(b[-1])]
-    if not sum(sizes):
-        raise ValueError('no data to score on, as in a loaded Learner: set `learn.dls`')
+    has_data(sizes, 'score')
     return torch.cat(parts, -1), torch.tensor(sizes, device=parts[0].device, dtype=torch.float)
 
 # %% ../nbs/12_search.ipynb #00000022

@@ -535,23 +535,33 @@ def _numbers(dls, text):
     res  = kind(Numericalize)((kind(Tokenizer) or tokenize)(text))
     return res[:-1] if kind(Tokenizer) is None else res   # it ends, but not with a sentence
 
+def _has_arch(model):
+    "Refuse a search that has not derived an architecture"
+    if getattr(model, 'arch', model) is None:
+        raise ValueError('which architecture shall predict? `learn.derive()` finds one and '
+                         'sets `learn.model.arch`')
+
+# %% ../nbs/06_text.ipynb #0f152004
 @patch
 def next_words(self:Learner,
     text,           # how it begins; `ValueError` without a word
     n_words=1,      # words to draw
     no_unk=True,    # never draw the word for unknown words?
     temperature=1., # above 1: bolder, towards 0: the likeliest words
+    min_p=None,     # never draw a word of a smaller probability, but the likeliest
+    decoder=decode_spec_tokens, # of the words, before they are joined, as in fastai
 ):
     "`text` and the `n_words` that come after it: `predict` of a text"
     vocab,model = list(self.dls.vocab),self.model
     if not (isinstance(temperature, (int, float)) and 0<temperature<math.inf):
         raise ValueError(f'temperature is {temperature!r:.60}, allowed is a number above 0')
+    if min_p is not None and not (isinstance(min_p, (int, float)) and 0<=min_p<=1):
+        raise ValueError(f'min_p is {min_p!r:.60}, allowed is a probability, 0 to 1')
     _int(n_words, 'n_words', 1)
-    words = _numbers(self.dls, text).tolist() if isinstance(text, str) else []
+    some  = isinstance(text, str) and text.strip() # fastai puts a mark before nothing, too
+    words = _numbers(self.dls, text).tolist() if some else []
     if not words: raise ValueError(f'text is {text!r:.60}, a string with a word is needed')
-    if getattr(model, 'arch', text) is None:
-        raise ValueError('which architecture shall predict? `learn.derive()` finds one and '
-                         'sets `learn.model.arch`')
+    _has_arch(model)
     _rows_apart(model)
     training,x = model.training,torch.tensor([words], device=self.dls.device)
     model.to(x.device).eval(); model.reset()
@@ -561,11 +571,12 @@ def next_words(self:Learner,
             if not scores.isfinite().all(): raise ValueError('the network has diverged: its scores '
                                                              'are no finite numbers')
             if no_unk: scores[[i for i,o in enumerate(vocab) if o in ('<unk>','xxunk')]] = -math.inf
+            if min_p: scores[(scores.softmax(-1)<min_p) & (scores<scores.max())] = -math.inf
             scores = (scores-scores.max())/temperature # the largest is 0, however small it is
             x = torch.multinomial(scores.softmax(-1), 1)[None]
             words.append(x.item())
     finally: model.reset(); model.train(training)
-    return ' '.join(decode_spec_tokens([vocab[i] for i in words if vocab[i]!='xxbos']))
+    return ' '.join(decoder([vocab[i] for i in words if vocab[i]!='xxbos']))
 
 # %% ../nbs/06_text.ipynb #00000027
 class MedianPerplexity(Metric):

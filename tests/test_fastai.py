@@ -1,5 +1,5 @@
 "A Learner in every respect: what fastai's callbacks and methods do on a search and on a retraining."
-import inspect, random, warnings
+import html, inspect, random, re, warnings
 from functools import partial
 import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
 from sklearn.metrics import balanced_accuracy_score, brier_score_loss
@@ -8,15 +8,15 @@ from fastai.callback.tracker import ReduceLROnPlateau
 from fastai.data.core import DataLoaders
 from fastai.learner import AvgMetric, Learner, load_learner
 from fastai.losses import CrossEntropyLossFlat, DiceLoss, FocalLoss, LabelSmoothingCrossEntropy
-from fastai.metrics import (BalancedAccuracy, F1Score, HammingLoss, LossMetric, Perplexity, RocAuc, accuracy, error_rate, exp_rmspe, mae, rmse, skm_to_fastai,
+from fastai.metrics import (BalancedAccuracy, Dice, F1Score, HammingLoss, JaccardCoeff, LossMetric, Perplexity, RocAuc, accuracy, error_rate, exp_rmspe, mae, rmse, skm_to_fastai,
                             top_k_accuracy)
-from fastai.vision.augment import aug_transforms
+from fastai.vision.augment import Flip, FlipItem, aug_transforms
 from fastai.optimizer import Adam, SGD
 
 from enas_nb.checkpoint import read_state, write_state
 from enas_nb.cost import latency, multiply_adds
 from enas_nb.data import PadCropFlip, cifar10_dls, digits_dls, images_dls
-from enas_nb.learner import rows, try_row
+from enas_nb.learner import build_net, rows, try_row
 from enas_nb.macro import MacroSpace
 from enas_nb.presets import released
 from enas_nb.retrain import arch_learner
@@ -211,7 +211,7 @@ def test_other_data_are_halved_like_the_first(how, tmp_path):
     learn, data = fit(search(), 1, .05), digits_dls(bs=256, seed=3, device='cpu')
     if how=='loaded':
         learn.path = tmp_path; learn.export('e.pkl'); learn = load_learner(tmp_path/'e.pkl')
-        with pytest.raises(ValueError, match='no data to score on'): fit(learn, 1)
+        with pytest.raises(ValueError, match='no data to train on'): fit(learn, 1)
         with pytest.raises(ValueError, match='no data to score on'): learn.derive(2)
     learn.dls = data
     assert 0<=learn.derive(2).scores[0][1]<=1 and learn.search.trained==1
@@ -393,3 +393,169 @@ def test_counting_leaves_no_trace_and_says_the_same_everywhere():
     lm = RecurrentSpace(4).archs(RecurrentSpace(4).random(1))[0]; net = lm.space.final_net(lm, 100, 100, width=16)
     net.hidden = kept = ('x', torch.ones(8, 16))
     assert multiply_adds(net, ())==100*16+2*16*32+3*2*16*16 and net.hidden is kept and net.training
+
+# --- at home: late labels, copies, summaries, rates, exports without data, odd rewards -------------------------------------------
+
+from test_foreign_data import Pairs, retrain, search as foreign   # loaders of torch over images of 4 classes, 3 channels
+def lazy(y=None, v=None, **kw):
+    dl = torch.utils.data.DataLoader
+    return dl(Pairs(32, y=y, **kw), 8), dl(Pairs(16, y=v, **kw), 8)
+def one_line(make, words, error=ValueError):
+    with pytest.raises(error, match=words) as e: make()
+    said = str(e.value).split('\n\t')[-1]   # fastai says before it which callback it was
+    assert '\n' not in said and len(said)<=300
+def reads(make=search_learner, preset='released', bn=None, **kw):
+    torch.manual_seed(0)
+    space, dls = RecurrentSpace(3), docs_dls(bs=8, n_train=5000, max_vocab=60, device='cpu')
+    if make is arch_learner: return arch_learner(dls, space.archs(space.random(1))[0], width=8, **kw)
+    some = space.presets[preset].override(controller=dict(steps=1, n_archs=2, baseline='leave-one-out'), search=dict(reward_bs=8, **bn or {}))
+    return search_learner(dls, space, preset=some, width=8, **kw)
+
+@pytest.mark.parametrize('make', [foreign, retrain])
+@pytest.mark.parametrize('label', [9, -1])
+def test_a_late_label_that_is_no_class_is_one_line(make, label):
+    one_line(lambda: make(lazy([0]*29+[label, 1, 2])).fit(1), rf'a target in the training data is {label} \(batch 4 of 4\); 4 classes allow 0\.\.3')
+    if make is retrain:
+        one_line(lambda: make(lazy(v=[0]*15+[label])).fit(1), rf'a target in the validation data is {label} \(batch 2 of 2\); 4 classes allow 0\.\.3')
+        one_line(lambda: make(lazy(v=[0]*15+[label])).validate(), 'in the validation data')
+def test_a_late_word_that_is_none_is_one_line():
+    learn = reads(arch_learner)
+    learn.dls.train.stream[-20] = 60
+    with pytest.raises(ValueError, match='a target in the training data is 60 .*60 words allow 0..59'): fit(learn, 1)
+def test_other_errors_of_a_batch_stay_what_they_are():
+    def broken(pred, targ): raise RuntimeError('mine')
+    with pytest.raises(RuntimeError, match='^mine$'): fit(retrain(lazy(), loss_func=broken), 1)
+
+@pytest.mark.parametrize('how', ['copy', 'deepcopy'])
+@pytest.mark.parametrize('make', [search, final, reads])
+def test_methods_of_a_copy_act_on_the_copy(make, how, tmp_path):
+    import copy
+    learn = fit(make(), 1, .05); learn.path = tmp_path
+    before = [p.clone() for p in learn.model.parameters()]
+    other = getattr(copy, how)(learn)
+    if how=='copy': assert other.model is learn.model and other.dls is learn.dls; other.model, other.opt = copy.deepcopy(learn.model), None
+    names = {o for o in vars(other) if inspect.ismethod(vars(other)[o])}
+    assert names and all(getattr(other, o).__self__ is other and getattr(learn, o).__self__ is learn for o in names)
+    assert all(o.learn is other for o in other.cbs) and all(o.learn is learn for o in learn.cbs)
+    n = len(other.dls.valid_ds)
+    fit(other, 1, .05)
+    assert len(other.dls.valid_ds)==n and all(map(torch.equal, before, learn.model.parameters()))
+    assert not all(map(torch.equal, before, other.model.parameters()))
+    if make is not final:
+        assert (other.search.trained, learn.search.trained)==(2, 1) and other.search.stats is not learn.search.stats
+        assert [o.value for o in other.metrics if o.name=='reward']==[other.search.value('reward')]
+        other.derive(2); assert learn.model.arch is None and other.model.arch is not None
+    other.save('w')
+    kept = torch.load(tmp_path/'models'/'w.pth')['model']
+    assert all(torch.equal(kept[k], v) for k,v in other.model.state_dict().items())
+
+def test_summary_of_a_text_by_the_statistics_of_a_batch():
+    one_line(lambda: reads(preset='robust').summary(), 'normalises by the statistics of a batch')
+    assert 'Total params' in reads(preset='robust', bn=dict(bn_eval='running')).summary() and 'Total params' in reads(arch_learner).summary()
+
+rates = dict(cycle=lambda l,r: l.fit_one_cycle(1, r), flat=lambda l,r: l.fit_flat_cos(1, r), sgdr=lambda l,r: l.fit_sgdr(1, 1, r), tune=lambda l,r: l.fine_tune(1, r), fit=lambda l,r: l.fit(1, r),
+             find=lambda l,r: l.lr_find(start_lr=r, num_it=3, show_plot=False))
+@both
+@pytest.mark.parametrize('rate', [-1., float('nan')])
+@pytest.mark.parametrize('how', rates)
+def test_a_rate_below_0_is_one_line_before_a_weight_moves(make, how, rate):
+    learn = make(); before = [p.clone() for p in learn.model.parameters()]
+    with learn.no_bar(), learn.no_logging(): one_line(lambda: rates[how](learn, rate), 'the learning rate is (-|nan|.*j).*allowed is a number of 0 or more')
+    assert all(map(torch.equal, before, learn.model.parameters()))
+@both
+def test_a_rate_of_0_moves_nothing(make):
+    learn = make(); before = [p.clone() for p in (learn.model.net if make is search else learn.model).parameters()]
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 0); learn.fit(1, 0)
+    assert all(map(torch.equal, before, (learn.model.net if make is search else learn.model).parameters()))
+
+def test_next_words_takes_min_p_and_a_decoder():
+    learn = fit(reader(), 1, 1.)
+    greedy = learn.predict('the', n_words=6, temperature=1e-4)
+    assert learn.predict('the', n_words=6, min_p=1.)==greedy and learn.predict('the', n_words=6, min_p=0.).startswith('the ')
+    assert learn.predict('the', n_words=2, decoder=lambda words: [o.upper() for o in words]).startswith('THE ')
+    for bad in (-.1, 2, float('nan'), 'x'): one_line(lambda: learn.predict('the', min_p=bad), 'min_p is .*allowed is a probability')
+def test_next_words_of_an_empty_text_with_loaders_of_fastai():
+    from fastai.text.all import TextDataLoaders
+    dls = TextDataLoaders.from_df(pd.DataFrame(dict(text=['The cat sees a dog . The dog sees a cat .']*30)), text_col='text', is_lm=True, bs=4, seq_len=5, device='cpu')
+    space = RecurrentSpace(3)
+    learn = arch_learner(dls, space.archs(space.random(1))[0], width=8)
+    for text in ('', ' \n'): one_line(lambda: learn.predict(text), 'a string with a word is needed')
+
+@both
+@pytest.mark.parametrize('what,words', dict(lr_find='train', fit='train', fit_one_cycle='train', fine_tune='train', validate='score', tta='score', get_preds='score').items())
+def test_a_loaded_export_asks_for_data(make, what, words, tmp_path):
+    learn = fit(make(), 1, .05); learn.path = tmp_path; learn.export('e.pkl')
+    again = load_learner(tmp_path/'e.pkl')
+    with again.no_bar(), again.no_logging():
+        one_line(lambda: getattr(again, what)(*[1]*(what.startswith('fi'))), f'no data to {words} on, as in a loaded Learner: set `learn.dls`')
+        again.dls = few() if make is final else digits_dls(bs=256, device='cpu')
+        fit(again, 1, .05)
+    if make is search: again.derive(2)
+    assert again.get_preds()[0].shape[1]==10
+
+odd_rewards = dict(complex=(lambda p, t: torch.tensor(1+2j), 'complex'), python=(lambda p, t: 1+2j, 'complex'), several=(lambda p, t: torch.ones(2), r'the shape \(2,\)'))
+@pytest.mark.parametrize('case', odd_rewards)
+def test_a_reward_that_is_not_one_real_number(case):
+    reward, words = odd_rewards[case]
+    learn = search(reward=reward); before = learn.search.theta
+    one_line(lambda: fit(learn, 1, .05), words)
+    assert learn.search.theta==before
+    one_line(lambda: fit(search(), 1, .05).score_archs([ARCH], metric=reward), words)
+def test_a_reward_that_changes_its_mind():
+    said = []
+    def reward(pred, targ): said.append(0); return torch.ones(1 if len(said)<2 else 2).squeeze()
+    learn = search(reward=reward); before = learn.search.theta
+    one_line(lambda: fit(learn, 1, .05), r'the shape \(2,\)')
+    assert learn.search.theta==before
+
+@pytest.mark.parametrize('reward,name', [(Dice(), 'Dice'), (Dice, 'Dice'), (JaccardCoeff(), 'JaccardCoeff')])
+def test_rewards_for_two_classes_alone(reward, name):
+    one_line(lambda: search(reward=reward), f'reward is {name}, which compares two classes, the data have 10: `{name}Multi')
+    one_line(lambda: fit(search(), 1, .05).score_archs([ARCH], metric=reward), f'metric is {name}, which')
+    two = search_learner(images(8, n=2), MacroSpace(2), preset=SMALL, width=4, reward=reward)
+    assert 0<=fit(two, 1, .05).search.value('reward')<=1
+
+def flips(n): return DataLoaders.from_dsets(Pairs(n), Pairs(16), bs=8, num_workers=0, after_batch=[Flip(1.)])
+def moved_by_tta(learn, **kw):
+    with learn.no_bar(): moved, plain = learn.tta(beta=None, n=2, **kw)[0]
+    return (moved-plain).abs().max().item()
+@both
+def test_item_transforms_come_too_late_for_data_in_memory(make):
+    learn = fit(make(), 1, .05)
+    if make is search: learn.derive(2)
+    one_line(lambda: learn.tta(item_tfms=[FlipItem(1.)]), 'items in memory are transformed already; give `batch_tfms`')
+    assert moved_by_tta(learn, batch_tfms=[Flip(1.)])>1e-4
+@pytest.mark.parametrize('data', [lambda: flips(32), lazy], ids=['fastai', 'torch'])
+def test_tta_on_loaders_of_others(data):
+    learn = foreign(data()); learn.fit(1); learn.derive(2)
+    one_line(lambda: learn.tta(), r'kept as they are after their transforms.*learn.tta\(batch_tfms=')   # the validation data of a search are
+    with torch.no_grad(): assert moved_by_tta(learn, batch_tfms=[Flip(1.)])>1e-4 and learn.get_preds()[0].isfinite().all()
+    last = retrain(data()); last.fit(1)
+    assert moved_by_tta(last, batch_tfms=[Flip(1.)])>1e-4
+
+@pytest.mark.parametrize('data,words', [(lambda: images(8, 3), '3 channels or words, the network was made for 1'), (lambda: images(8, 1, 12), '12 classes or words, the network was made for 10'),
+                                        (lambda: images(8, 1, 5), '5 classes or words')])
+def test_a_retraining_refuses_data_of_another_kind(data, words):
+    learn = final(); learn.dls = data()
+    for f in (lambda: fit(learn, 1), lambda: learn.validate()): one_line(f, words)
+    learn.dls = images(16); fit(learn, 1)
+def test_a_retraining_refuses_other_words():
+    learn = reads(arch_learner); learn.dls = docs_dls(bs=8, n_train=5000, max_vocab=40, device='cpu')
+    one_line(lambda: fit(learn, 1), '40 classes or words, the network was made for 60')
+
+def test_an_unknown_size_is_told_however_python_says_it():
+    def make(n_in, n_out, **sizes): raise TypeError("Net.__init__() got an unexpected keyword argument 'widht'. Did you mean 'width'?")
+    with pytest.raises(TypeError, match="has the argument 'widht'$"): build_net(make, 1, 2, widht=3)
+
+def test_what_a_row_says_is_what_the_run_returned():
+    "The typed columns of the tables stand beside what `try_row` returned for the same row"
+    import json
+    from pathlib import Path
+    for nb,make in (('12_search', 'search'), ('13_retrain', 'final')):
+        cells = json.loads((Path(__file__).parent.parent/'nbs'/f'{nb}.ipynb').read_text())['cells']
+        table = next(o for c in cells for o in c.get('outputs', ()) if 'what was seen' in str(o.get('data', {}).get('text/html', '')))
+        cell  = lambda o: html.unescape(re.sub('<[^>]*>', '', o))
+        lines = [[cell(td) for td in re.findall('<td.*?>(.*?)</td>', tr, re.S)] for tr in re.findall('<tr>(.*?)</tr>', ''.join(table['data']['text/html']), re.S)]
+        lines = [o for o in lines if o]
+        assert [o[0] for o in lines]==[o.name for o in rows] and [o[1] for o in lines]==[o.does for o in rows] and all(o[2] for o in lines)
+        if make=='search': assert [o[-1] for o in lines]==[o.know for o in rows]
