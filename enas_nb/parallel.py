@@ -22,7 +22,7 @@ class Part(NamedTuple):
     n:int = 1
 
     def each(self, length): # Items of a joint batch
-        "How many of them a rank reads: at least two, if there are two, since batch norm needs them."
+        "How many of them a rank reads: two at least, if there are two, for batch norm."
         return max(-(-length//self.n), min(length, 2))
 
     def share(self,
@@ -68,7 +68,7 @@ class OwnModel:
     def model(self): return bare(self.learn.model)
 
 def place(learn)->Part: # A Learner
-    "The rank of this process, and how many there are, within `learn.distrib_ctx`; `(0, 1)` elsewhere."
+    "This rank, and how many there are, within `learn.distrib_ctx`; `(0, 1)` elsewhere."
     return Part(rank_distrib(), num_distrib()) if hasattr(learn, 'distributed_trainer') else Part()
 
 # %% ../nbs/appendix/parallel.ipynb #33fcec3e

@@ -14,7 +14,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from .space import Arch
 from .memory import DataEpoch
-from .parallel import OwnModel, Ranks
+from .parallel import OwnModel
 from .checkpoint import _about
 from .data import add_cutout
 from .text import find_task
@@ -71,7 +71,7 @@ def arch_learner(
     if cutout: dls = add_cutout(dls, cutout)
     if metrics is None: metrics = task.metric()
     learn = Learner(dls, net.to(memory_format=torch.channels_last), metrics=check_metrics(metrics),
-                    cbs=[FitCheck(), OtherData(), DataEpoch(), StepRatio(), Ranks(),
+                    cbs=[FitCheck(), OtherData(), DataEpoch(), StepRatio(),
                          *preset_cbs(part), *check_cbs(cbs)],
                     **learner_args(part, task, **learner))
     use_methods(learn, **own_methods | task.methods)

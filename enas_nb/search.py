@@ -30,7 +30,7 @@ from .controller import Controller
 from .alarms import count_choices, search_alarms, turn_stats
 from .reinforce import Reinforce, all_finite, ranks
 from .memory import MemoryDL, keep_random, random_batch, rng
-from .parallel import OwnModel, Ranks, bare, place, shared_out
+from .parallel import OwnModel, bare, place, shared_out
 from .text import _has_arch, _rows_apart, find_task
 from .checkpoint import (_about, check_state, learn_state, load_learn_state, read_state,
                                 write_state)
@@ -222,9 +222,8 @@ def share(self:SearchCallback,
 @patch
 def try_reward(self:SearchCallback):
     "Compute one reward before any training, so that a wrong function is refused early."
-    part = self.preset.search # a metric may need every class, so it gets a whole batch
-    n = min(part.reward_bs or part.bs, len(self.reward_dl.dataset))
-    batch = random_batch(self.reward_dl, n, rng(0, 'try'))
+    # a metric may need every class, so it gets a whole batch
+    batch = random_batch(self.reward_dl, self.reward_size, rng(0, 'try'))
     net = self.model.to(self.dls.device).net
     try: said = score_batch(net, self.paths('try', 1), batch, self.reward, self._autocast())
     except Exception as e:
@@ -275,8 +274,7 @@ def most(self:SearchCallback):
 @patch
 def train_theta(self:SearchCallback):
     "Take the epoch's steps of θ, with a progress bar, and keep their mean reward and entropy."
-    part, theta, start = self.preset.search, self.preset.controller, clock(self.dls.device)
-    size = min(part.reward_bs or part.bs, len(self.reward_dl.dataset))
+    theta, start, size = self.preset.controller, clock(self.dls.device), self.reward_size
     net, space, stats = self.model.net, self.model.controller.space, []
     n = theta.n_steps(self.n_epoch) if self.whole else theta.steps
     check = partial(all_finite, some=theta.credit!='reward') # ranks need one finite reward
@@ -284,9 +282,9 @@ def train_theta(self:SearchCallback):
     with evaluates(net):
         for i in self._bar(range(n)):
             batch = random_batch(self.reward_dl, size, self.generator('reward', i))
-            score = lambda archs: score_batch(net, archs, batch, self.reward, self._autocast())
-            earn  = lambda codes: check(_one_number(
-                shared_out(self.learn, score, space.archs(codes))))
+            score = lambda archs: _one_number(
+                score_batch(net, archs, batch, self.reward, self._autocast()))
+            earn  = lambda codes: check(shared_out(self.learn, score, space.archs(codes)))
             done = i/n if self.whole else self.share(i/n)
             with self.at_omega(i):
                 stats.append(self.reinforce.step(earn, self.generator('theta', i), done))
@@ -395,6 +393,12 @@ def _values(search, parts):
             [ValueMetric(partial(getattr, o, 'skipped'), 'skipped') for o in parts
              if isinstance(o, FiniteClip)])
 
+@patch(as_prop=True)
+def reward_size(self:SearchCallback):
+    "Items of the batch on which the architectures of a step are scored."
+    part = self.preset.search
+    return min(part.reward_bs or part.bs, len(self.reward_dl.dataset))
+
 @patch
 def own_data(self:SearchCallback):
     "If the Learner has got other data, as a loaded one has to, halve their validation set, too."
@@ -452,8 +456,7 @@ def search_learner(
     search, parts = SearchCallback(preset, reward_dl, reward, seed), [FitCheck(), *preset_cbs(part)]
     metrics = check_metrics(task.search_metric() if metrics is None else metrics)
     learn = Learner(dls, model, metrics=[*metrics, *_values(search, parts)],
-                    cbs=[search, ChildCallback(), RepeatCallback(), Ranks(), *parts,
-                         *check_cbs(cbs)],
+                    cbs=[search, ChildCallback(), RepeatCallback(), *parts, *check_cbs(cbs)],
                     **dict(splitter=omega) | learner_args(part, task, **learner))
     use_methods(learn, **own_methods | _methods | task.methods)
     learn.part, learn.scores, model.like = part, task.scores, (task.n_in, n_out)

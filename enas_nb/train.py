@@ -28,7 +28,7 @@ from fastai.torch_core import to_detach
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from .fused import WordLoss
-from .parallel import agree
+from .parallel import Ranks, agree
 from .presets import Training
 
 # %% ../nbs/11_train.ipynb #0000000a
@@ -358,8 +358,7 @@ class LossStays(OwnEvents):
 
 # %% ../nbs/11_train.ipynb #5d0a4b52
 def _image_cbs(part):
-    return [StopDiverged(), LossStays(), AuxLoss(part.aux_weight or 0.),
-            *([] if part.clip is None else [PathClip(part.clip)])]
+    return [AuxLoss(part.aux_weight or 0.), *([] if part.clip is None else [PathClip(part.clip)])]
 
 class ScoresStay(OwnEvents):
     "Takes a loss that does not change the scores, if training batches have metrics, too."
@@ -368,11 +367,12 @@ class ScoresStay(OwnEvents):
             self.learn.loss_func = CrossEntropyLossFlat()
 
 def _text_cbs(part):
-    return [StopDiverged(), LossStays(), ScoresStay(), *rnn_cbs(part.alpha, part.beta),
+    return [ScoresStay(), *rnn_cbs(part.alpha, part.beta),
             *[SumOverTime()]*part.time_sum, FiniteClip(part.clip),
             *([] if part.asgd is None else [NTASGD(part.asgd)])]
 
 def preset_cbs(part): # The search or final part of a preset
     "The callbacks that a preset asks for."
     _check_part(part)
-    return dict(images=_image_cbs, text=_text_cbs)[part.task](part)
+    own = dict(images=_image_cbs, text=_text_cbs)[part.task](part)
+    return [StopDiverged(), LossStays(), Ranks(), *own]
