@@ -115,22 +115,24 @@ class _Family:
         self.scaled, self.minus1 = self.w*self.scale, self.w.new_full((), -1)
         if self.norm: self.norm.begin(x, self.scale)
 
-    def step(self, t, p, xt=None):
-        "Compute the states of step `t` from the parent's state `p` [B, H]."
-        x = p if self.mask is None else p*self.mask
-        if self.norm:
-            pre = torch.mm(x, self.w, out=self.norm.xs[t])
-            if xt is not None: pre.add_(xt)
-            self.norm.step(t, self.pres[t])
-        else:
-            pre = torch.mm(x, self.scaled, out=self.pres[t])
-            if xt is not None: pre.addcmul_(xt, self.scale)
-        self.smooth[t].sigmoid_()
-        if 'relu' in self.parts: self.parts['relu'][t].clamp_min_(0)
-        if 'tanh' in self.parts:
-            a = self.parts['tanh'][t]; torch.add(self.minus1, a, alpha=2, out=a)
-        if self.n>1: p = p.unsqueeze(1)
-        torch.lerp(self.acts[t], p, self.gates[t], out=self.states[t])
+# %% ../nbs/appendix/fused.ipynb #2f7c0b9d
+@patch
+def step(self:_Family, t, p, xt=None):
+    "Compute the states of step `t` from the parent's state `p` [B, H]."
+    x = p if self.mask is None else p*self.mask
+    if self.norm:
+        pre = torch.mm(x, self.w, out=self.norm.xs[t])
+        if xt is not None: pre.add_(xt)
+        self.norm.step(t, self.pres[t])
+    else:
+        pre = torch.mm(x, self.scaled, out=self.pres[t])
+        if xt is not None: pre.addcmul_(xt, self.scale)
+    self.smooth[t].sigmoid_()
+    if 'relu' in self.parts: self.parts['relu'][t].clamp_min_(0)
+    if 'tanh' in self.parts:
+        a = self.parts['tanh'][t]; torch.add(self.minus1, a, alpha=2, out=a)
+    if self.n>1: p = p.unsqueeze(1)
+    torch.lerp(self.acts[t], p, self.gates[t], out=self.states[t])
 
 # %% ../nbs/appendix/fused.ipynb #64b2d0f8
 def _act_back(op, d, a):
