@@ -68,6 +68,8 @@ class Controller(nn.Module):
             if name!='op_bias': nn.init.uniform_(p, -preset.init, preset.init)
         for i,step in enumerate(space.steps): # constants move with θ, and are not saved
             self.register_buffer(f'fixed{i}', _fixed_logits(step, preset.biased), persistent=False)
+        n = torch.tensor([o.choices for o in space.steps for _ in range(o.width)])
+        self.register_buffer('first', n.cumsum(0)-n, persistent=False) # of each answer's choices
 
     @property
     def device(self): "Where θ lives."; return self.start.device
@@ -77,26 +79,45 @@ class Controller(nn.Module):
 def _logits(self:Controller, step, fixed, h, keys):
     "Log-probabilities of the choices at `step` for outputs `h` [n, hidden]: [n, width, choices]."
     p = self.preset
-    if step.kind=='op': z = self.op_out(h) if self.op_bias is None else self.op_out(h)+self.op_bias
-    else: # attention: [n, choices]
+    if step.kind=='op':
+        z = self.op_out(h)[:,None]
+        if self.op_bias is not None: z = z + self.op_bias
+    else: # attention
         keys = torch.stack([keys[j] for j in step.among], 1)
-        z = self.v(torch.tanh(keys + self.query(h)[:,None]))[...,0]
-    if step.kind=='skips': z = torch.stack([-z, z], -1) # [n, width, 2]
-    z = p.tanh_constant/(p.op_tanh_reduce if step.reduce else 1) * torch.tanh(z/p.temperature)
+        z = self.v(torch.tanh(keys + self.query(h)[:,None])) # [n, `step.n`, 1]
+        z = torch.cat([-z, z], 2) if step.kind=='skips' else z.transpose(1, 2)
+    if p.temperature!=1: z = z/p.temperature
+    z = p.tanh_constant/(p.op_tanh_reduce if step.reduce else 1) * torch.tanh(z)
     if fixed is not None: z = z + fixed
-    return (z if step.kind=='skips' else z[:,None]).log_softmax(-1)
+    return z.log_softmax(-1)
 
 # %% ../nbs/03_controller.ipynb #00000014
 @patch
 def _next(self:Controller, step, action, states):
     "The LSTM's next input after `action` [n, width], given the remembered `states`."
-    n = len(action)
-    if step.feed=='start': return self.start.expand(n, -1)
+    if step.feed=='start': return self.start.expand(len(action), -1)
     if step.feed=='op':    return self.op_emb(action[:,0])
     s = torch.stack([states[j] for j in step.among], 1)                      # [n, choices, hidden]
     if step.feed=='mean':  return (s*action[...,None]).sum(1) / (1+action.sum(1, keepdim=True))
-    x = s[torch.arange(n, device=s.device), action[:,0]]                     # [n, hidden]
+    at = action[...,None].expand(-1, -1, s.shape[2])
+    x = s.gather(1, at)[:,0]                                                 # [n, hidden]
     return x if step.feed=='state' else x/(0.1 + step.n - action)
+
+# %% ../nbs/03_controller.ipynb #5e1a70c4
+def _sum(o): # [n, k]
+    return o[:,0] if o.shape[1]==1 else o.sum(1)
+
+@patch
+def _totals(self:Controller, decisions):
+    "The sums of `log_prob` and of `entropy` of all decisions, [n] each, in few calls of torch."
+    widths = [d.step.width for d in decisions]
+    sizes  = [d.step.width*d.step.choices for d in decisions]
+    logits = torch.cat([d.logits.flatten(1) for d in decisions], 1)  # [n, all choices]
+    places = torch.cat([d.action for d in decisions], 1)+self.first  # [n, all answers]
+    took   = logits.gather(1, places).split(widths, 1)
+    terms  = zip(widths, (logits.exp()*logits).split(sizes, 1))
+    terms  = [o if w==1 else o.unflatten(1, (w,2)).sum(2) for w,o in terms]
+    return sum(map(_sum, took)), -sum(map(_sum, terms))
 
 # %% ../nbs/03_controller.ipynb #00000016
 @patch
@@ -108,20 +129,18 @@ def walk(self:Controller,
     "Walk through the space: the LSTM decides, `pick` acts."
     x, zero = self.start.expand(n, -1), self.start.new_zeros(n, self.preset.hidden)
     hc, states, keys, decisions = [(zero,zero)]*len(self.lstm), [], [], []
-    slots = [None]*self.space.length
+    nothing = x.new_zeros(n, 0, dtype=torch.long)
     for t,step in enumerate(self.space.steps):
         for i,cell in enumerate(self.lstm): hc[i] = cell(x, hc[i]); x = hc[i][0]
-        h, action = x, x.new_zeros(n, 0, dtype=torch.long)
+        h, action = x, nothing
         if step.kind!='none':
             logits = self._logits(step, getattr(self, f'fixed{t}'), h, keys)
             action = pick(step, logits)
             decisions.append(Decision(step, logits, action))
-            slots[step.at:step.at+step.width] = action.unbind(1)
         if step.remember: states.append(h if step.remember=='h' else zero); keys.append(self.key(h))
         x = self._next(step, action, states)
-    log_prob = sum(d.log_prob.sum(1) for d in decisions)
-    entropy  = sum(d.entropy.sum(1) for d in decisions)
-    return Walk(torch.stack(slots, 1), log_prob, entropy, tuple(decisions))
+    codes = torch.cat([d.action for d in sorted(decisions, key=lambda d: d.step.at)], 1)
+    return Walk(codes, *self._totals(decisions), tuple(decisions))
 
 # %% ../nbs/03_controller.ipynb #00000018
 @patch
@@ -131,9 +150,12 @@ def sample(self:Controller,
           )->Walk:
     "Draw `n` architectures from the policy."
     def pick(step, logits):
-        p = logits.detach().exp().flatten(0,1) # [n*width, choices]
-        return torch.multinomial(p, 1, generator=generator).view(n, -1)
-    return self.walk(n, pick)
+        p = logits.detach().exp() # [n, width, choices]
+        return (p/torch.empty_like(p).exponential_(generator=generator)).argmax(-1)
+    walk = self.walk(n, pick)
+    if walk.log_prob.is_cpu and not walk.log_prob.isfinite().all(): # a GPU would have to wait
+        raise ValueError('the policy gives no probabilities: θ has numbers that are not finite')
+    return walk
 
 @patch
 def mode(self:Controller)->Walk:

@@ -8,11 +8,12 @@ Docs: https://enas-nb.github.io/enas_nb/appendix/fused.html.md"""
 __all__ = ['fused_ops', 'Siblings', 'siblings', 'cell_fused', 'WordLoss', 'decode']
 
 # %% ../nbs/appendix/fused.ipynb #5255bdbb
+import math
 from collections import defaultdict
 from functools import lru_cache
 from typing import NamedTuple
 import torch, torch.nn.functional as F
-from fastcore.basics import noop
+from fastcore.basics import noop, patch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
@@ -38,12 +39,62 @@ def siblings(nodes): # Tuple of `RNNode`s
         res.append(Siblings(parent, tuple(kids), spans))
     return tuple(res)
 
+# %% ../nbs/appendix/fused.ipynb #3c9d5e61
+_back = torch.ops.aten # torch's own backward passes
+def _joint(os):
+    "Put [..., 2H] of siblings side by side: all proposals, then all gates."
+    if len(os)==1: return os[0]
+    return torch.stack([o.unflatten(-1, (2,-1)) for o in os], -2).flatten(-3)
+
+class _Norm:
+    "Batch norms of siblings as one, applied at each step of a sequence."
+    def __init__(self, bns):
+        self.bns, o = bns, bns[0]
+        self.weight, self.bias = (_joint([getattr(o, k) for o in bns]) for k in ('weight', 'bias'))
+        self.train = o.training or not o.track_running_stats
+        self.running = [None]*2 if not o.track_running_stats else [
+            _joint([getattr(o, k) for o in bns]) for k in ('running_mean', 'running_var')]
+
+    def begin(self, x, scale=1.):
+        "Take memory for the inputs of all steps: [T, B, n]. `scale` multiplies the outputs."
+        self.xs, T, n = x.unbind(0), len(x), x.shape[2]
+        self.scaled = [o.detach()*scale for o in (self.weight, self.bias)]
+        self.stats  = [tuple(o) for o in x.new_empty(T, 2, n if self.train else 0)]
+        self.grads  = x.new_zeros(2, n).unbind(0)
+
+    def step(self, t, out):
+        "Write the outputs of step `t` for its inputs, `xs[t]`."
+        o = self.bns[0]
+        torch.native_batch_norm(self.xs[t], *self.scaled, *self.running, self.train, o.momentum,
+                                o.eps, out=(out, *self.stats[t]))
+
+    def back(self, t, d):
+        "Overwrite the gradient of the outputs by that of the inputs."
+        dx,*grads = _back.native_batch_norm_backward(
+            d, self.xs[t], self.weight.detach(), *self.running, *self.stats[t], self.train,
+            self.bns[0].eps, (True,)*3)
+        d.copy_(dx)
+        for a,b in zip(self.grads, grads): a.add_(b)
+
+# %% ../nbs/appendix/fused.ipynb #51ab07e8
+@patch
+def give_back(self:_Norm, T):
+    "Give each batch norm its running statistics, which `T` training steps have moved."
+    first, n = self.bns[0], len(self.bns)
+    if not (first.training and first.track_running_stats): return
+    for o in self.bns: o.num_batches_tracked.add_(T)
+    if n==1: return # they are its own already
+    for k,v in zip(('running_mean', 'running_var'), self.running):
+        for o,part in zip(self.bns, v.unflatten(0, (2,n,-1)).unbind(1)):
+            getattr(o, k).copy_(part.flatten())
+
 # %% ../nbs/appendix/fused.ipynb #d1818b77
 class _Family:
     "Views for each step: of products and gates `pre` [T, B, 2nH], of states `s` [T, B, n, H]."
-    def __init__(self, sib, w, mask, pre, s):
+    def __init__(self, sib, w, norm, mask, pre, s):
         T,B,n,H = s.shape
-        self.sib, self.n, self.w, self.mask, self.pre, self.s = sib, n, w, mask, pre, s
+        self.sib, self.n, self.w, self.norm, self.mask = sib, n, w, norm, mask
+        self.pre, self.s = pre, s
         act,gate = (o.view(T, B, n, H) for o in pre.chunk(2, 2))
         smooth = next((a for op,(a,_) in sib.spans.items() if op in ('tanh','sigmoid')), n)
         steps = lambda o: o.squeeze(2).unbind(0) # [B, n, H] each, or [B, H]
@@ -54,27 +105,36 @@ class _Family:
         self.parts = {op: part(*ab) for op,ab in sib.spans.items()}
         self.kids  = {i: s[:,:,k].unbind(0) if n>1 else self.states for k,i in enumerate(sib.kids)}
 
-    def prepare(self):
-        "Scale matrices for one sigmoid: twice the product for tanh, minus the product for 1-gate."
+    def prepare(self, x):
+        """Scale for one sigmoid: twice the product for tanh, minus the product for 1-gate.
+        With batch norm, `x` [T, B, 2nH] is memory for the products."""
         scale = self.w.new_ones(2*self.n, 1)
         scale[self.n:] = -1
         if 'tanh' in self.sib.spans: scale[slice(*self.sib.spans['tanh'])] = 2
         self.scale = scale.expand(-1, self.s.shape[-1]).reshape(-1)
         self.scaled, self.minus1 = self.w*self.scale, self.w.new_full((), -1)
+        if self.norm: self.norm.begin(x, self.scale)
 
-    def step(self, t, p, xt=None):
-        "Compute the states of step `t` from the parent's state `p` [B, H]."
-        pre = torch.mm(p if self.mask is None else p*self.mask, self.scaled, out=self.pres[t])
+# %% ../nbs/appendix/fused.ipynb #2f7c0b9d
+@patch
+def step(self:_Family, t, p, xt=None):
+    "Compute the states of step `t` from the parent's state `p` [B, H]."
+    x = p if self.mask is None else p*self.mask
+    if self.norm:
+        pre = torch.mm(x, self.w, out=self.norm.xs[t])
+        if xt is not None: pre.add_(xt)
+        self.norm.step(t, self.pres[t])
+    else:
+        pre = torch.mm(x, self.scaled, out=self.pres[t])
         if xt is not None: pre.addcmul_(xt, self.scale)
-        self.smooth[t].sigmoid_()
-        if 'relu' in self.parts: self.parts['relu'][t].clamp_min_(0)
-        if 'tanh' in self.parts:
-            a = self.parts['tanh'][t]; torch.add(self.minus1, a, alpha=2, out=a)
-        if self.n>1: p = p.unsqueeze(1)
-        torch.lerp(self.acts[t], p, self.gates[t], out=self.states[t])
+    self.smooth[t].sigmoid_()
+    if 'relu' in self.parts: self.parts['relu'][t].clamp_min_(0)
+    if 'tanh' in self.parts:
+        a = self.parts['tanh'][t]; torch.add(self.minus1, a, alpha=2, out=a)
+    if self.n>1: p = p.unsqueeze(1)
+    torch.lerp(self.acts[t], p, self.gates[t], out=self.states[t])
 
 # %% ../nbs/appendix/fused.ipynb #64b2d0f8
-_back = torch.ops.aten # in-place derivatives of activations from their outputs
 def _act_back(op, d, a):
     "Overwrite the activations `a` by `d` times their derivative."
     if   op=='tanh':    _back.tanh_backward.grad_input(d, a, grad_input=a)
@@ -108,6 +168,7 @@ class _FamilyBack:
         torch.sub(f.states[t], p if f.n==1 else p.unsqueeze(1), out=self.k)
         torch.mul(self.k, u, out=f.gates[t])
         for op,d,a in self.parts: _act_back(op, d, a[t])
+        if f.norm: f.norm.back(t, f.pres[t])
         if f.mask is None: dp.addmm_(f.pres[t], self.wt)
         else: dp.addcmul_(f.pres[t]@self.wt, f.mask)
 
@@ -118,31 +179,44 @@ def _buffer(like, n):
     buf = _spare.pop((like.dtype, like.device), None)
     return buf if buf is not None and len(buf)>=n else like.new_empty(n)
 
-def _families(sibs, ws, mask, buf, T, B, H):
+def _size(sibs, bns, T, B, H):
+    "How many numbers `_families` takes of the buffer."
+    n = sum(len(o.kids)*(5 if bn else 3) for o,bn in zip(sibs, bns))
+    return T*B*H*(n - 2*len(sibs[0].kids))
+
+def _families(sibs, ws, bns, mask, buf, T, B, H):
     "The `_Family`s with their parts of `buf`, and each node's states."
     fams, at = [], 0
-    for o,w in zip(sibs, ws):
-        n = len(o.kids); k = T*B*n*H
-        s, at = buf[at:at+k], at+k
-        if fams: pre, at = buf[at:at+2*k], at+2*k
-        else: pre = buf.new_empty(2*k) # becomes the gradient of the words' products
-        fams.append(_Family(o, w, mask, pre.view(T, B, 2*n*H), s.view(T, B, n, H)))
+    def take(*size):
+        nonlocal at
+        at += math.prod(size)
+        return buf[at-math.prod(size):at].view(size)
+    for o,w,bn in zip(sibs, ws, bns):
+        n = len(o.kids)
+        s, size = take(T, B, n, H), (T, B, 2*n*H)
+        pre = take(*size) if fams else buf.new_empty(size) # the first: the words' gradient
+        fams.append(_Family(o, w, bn, mask, pre, s))
+        fams[-1].prepare(take(*size) if bn else None)
     return fams, {i: s for f in fams for i,s in f.kids.items()}
 
 # %% ../nbs/appendix/fused.ipynb #0d407fb3
-def _forwards(fams, states, ends, x, h, keep):
+def _forwards(fams, states, ends, norm, x, h, keep):
     "The outputs of all times. With `keep`, the families hold what the backward pass needs."
     out, todo = x.new_empty(len(x), *h.shape), [(f, states[f.sib.parent]) for f in fams[1:]]
-    for t,(xt,o) in enumerate(zip(x.unbind(0), out.unbind(0))):
+    if norm: norm.begin(torch.empty_like(out if keep else out[:1]))
+    for t,(xt,last) in enumerate(zip(x.unbind(0), out.unbind(0))):
         k = t if keep else 0
+        o = norm.xs[k] if norm else last
         fams[0].step(k, h, xt)
         for f,p in todo: f.step(k, p[k])
         o.copy_(states[ends[0]][k])
         for i in ends[1:]: o.add_(states[i][k])
-        h = o.div_(len(ends)) if len(ends)>1 else o
+        if len(ends)>1: o.div_(len(ends))
+        if norm: norm.step(k, last)
+        h = last
     return out
 
-def _backwards(fams, states, ends, hs, grad):
+def _backwards(fams, states, ends, norm, hs, grad):
     "Overwrite the products by their gradients. Returns the gradient of the first memory."
     dh, read = torch.zeros_like(hs[0]), {f.sib.parent for f in fams}
     def back(f): # loose siblings get the output's gradient only
@@ -154,7 +228,9 @@ def _backwards(fams, states, ends, hs, grad):
     of    = lambda o: (o.step, states[o.f.sib.parent], grads[o.f.sib.parent])
     todo  = list(map(of, reversed(backs[1:])))
     for t,g in reversed(list(enumerate(grad.unbind(0)))):
-        dh.add_(g).div_(len(ends))
+        dh.add_(g)
+        if norm: norm.back(t, dh)
+        dh.div_(len(ends))
         for d in dends: d.copy_(dh)
         for step,p,dp in todo: step(t, p[t], dp)
         backs[0].step(t, hs[t], dh)
@@ -164,15 +240,15 @@ def _backwards(fams, states, ends, hs, grad):
 class _Cell(torch.autograd.Function):
     "`cell_loop` with a backward pass by hand."
     @staticmethod
-    def forward(ctx, sibs, ends, keep, x, h0, mask, *ws):
-        T,B,H = len(x) if keep else 1, *h0.shape
-        buf = _buffer(x, T*B*H*(3*sum(len(o.kids) for o in sibs) - 2*len(sibs[0].kids)))
-        fams,states = _families(sibs, ws, mask, buf, T, B, H)
-        for f in fams: f.prepare()
-        out = _forwards(fams, states, ends, x, h0, keep)
+    def forward(ctx, sibs, ends, keep, bns, x, h0, mask, *ws):
+        size = len(x) if keep else 1, *h0.shape # T, B, H
+        buf = _buffer(x, _size(sibs, bns, *size))
+        fams,states = _families(sibs, ws, bns, mask, buf, *size)
+        out = _forwards(fams, states, ends, bns[-1], x, h0, keep)
+        for bn in filter(None, bns): bn.give_back(len(x))
         if not keep: _spare[x.dtype, x.device] = buf
         ctx.save_for_backward(h0, mask, out)
-        ctx.args = ends, buf, fams, states
+        ctx.args = ends, buf, fams, states, bns
         return out
 
     @staticmethod
@@ -180,16 +256,16 @@ class _Cell(torch.autograd.Function):
     def backward(ctx, grad):
         if ctx.args is None:
             raise RuntimeError('a second backward pass through the same batch: its states are gone')
-        (h0,mask,out), (ends,buf,fams,states) = ctx.saved_tensors, ctx.args
-        dh = _backwards(fams, states, ends, [h0, *out.unbind(0)], grad)
+        (h0,mask,out), (ends,buf,fams,states,bns) = ctx.saved_tensors, ctx.args
+        dh = _backwards(fams, states, ends, bns[-1], [h0, *out.unbind(0)], grad)
         read = {i: f.s[:,:,k] for f in fams for k,i in enumerate(f.sib.kids)}
         read[-1] = torch.cat([h0[None], out[:-1]])
         def dw(f):
             x = read[f.sib.parent] if mask is None else read[f.sib.parent]*mask
             return x.flatten(0, 1).t() @ f.pre.flatten(0, 1)
-        dws = list(map(dw, fams))
+        dws = [*map(dw, fams), *(g for bn in bns if bn for g in bn.grads)]
         _spare[buf.dtype, buf.device], ctx.args = buf, None
-        return None, None, None, fams[0].pre, dh, None, *dws
+        return *[None]*4, fams[0].pre, dh, None, *dws
 
 # %% ../nbs/appendix/fused.ipynb #df1b339c
 def cell_fused(nodes, # `RNNode`s, of N nodes, whose functions are in `fused_ops`
@@ -197,15 +273,18 @@ def cell_fused(nodes, # `RNNode`s, of N nodes, whose functions are in `fused_ops
                x,     # Words times their matrix, [time, batch, 2H]
                h,     # Memory, [batch, H]
                ws,    # Matrices of the nodes, N times [H, 2H]
-               mask=None): # Factor of `h` and of the nodes' inputs (dropout), [batch, H]
-    "The numbers of `cell_loop` without batch norm; gradients once only, and none of gradients."
+               mask=None,  # Factor of `h` and of the nodes' inputs (dropout), [batch, H]
+               norms=None, # Batch norms of the nodes' products, with weights of the type of `x`
+               norm=None): # Batch norm of the output
+    "The numbers of `cell_loop`; gradients once only, and none of gradients."
     sibs = siblings(tuple(nodes))
-    def joint(kids):
-        if len(kids)==1: return ws[kids[0]]
-        return torch.stack([ws[i].unflatten(1, (2,-1)) for i in kids], 2).flatten(1)
     like = lambda o: None if o is None else o.to(x.dtype) # mixed precision
-    joints = [like(joint(o.kids)) for o in sibs]
-    return _Cell.apply(sibs, tuple(ends), torch.is_grad_enabled(), x, like(h), like(mask), *joints)
+    joints = [like(_joint([ws[i] for i in o.kids])) for o in sibs]
+    bns = [_Norm([norms[i] for i in o.kids]) if norms else None for o in sibs]
+    bns.append(_Norm([norm]) if norm else None)
+    learned = [o for bn in bns if bn for o in (bn.weight, bn.bias)]
+    return _Cell.apply(sibs, tuple(ends), torch.is_grad_enabled(), bns, x, like(h), like(mask),
+                       *joints, *learned)
 
 # %% ../nbs/appendix/fused.ipynb #7f61c2a8
 _rows = 32 # of scores at a time: a megabyte, if there are 10,000 words

@@ -22,6 +22,13 @@ from .layers import (FactorizedReduction, Head, PathNet, batch_norm, conv, pool,
                             relu_conv_bn, sep_conv)
 
 # %% ../nbs/08_macro.ipynb #75b96db3
+class _LastReLU(nn.ReLU):
+    "A ReLU that keeps for its way back where it is above 0, in a byte each, and not its numbers."
+    def forward(self, x):
+        dtype = x.dtype
+        with torch.autograd.graph.saved_tensors_hooks(lambda y: y>0, lambda kept: kept.to(dtype)):
+            return super().forward(x)
+
 def _conv(nf, ks, separable): return sep_conv(nf, ks) if separable else conv(nf, nf, ks)
 def _start(nf, bn_eval): return conv(nf, nf), batch_norm(nf, bn_eval), nn.ReLU()
 
@@ -31,7 +38,7 @@ def shared_conv(nf, # Channels
                 separable=False): # Is it a depthwise and a 1x1 convolution?
     "A shared network's convolution: 1x1 - BN - ReLU - convolution - BN - ReLU (`_conv_branch`)."
     return nn.Sequential(*_start(nf, bn_eval), _conv(nf, ks, separable),
-                         batch_norm(nf, bn_eval, eps=1e-3), nn.ReLU())
+                         batch_norm(nf, bn_eval, eps=1e-3), _LastReLU())
 
 def shared_pool(nf, # Channels
                 bn_eval='batch', # See `batch_norm`

@@ -160,9 +160,11 @@ def memory(self:_LM, bs, like):
     return h.to(like.dtype)
 
 @patch
-def fused(self:_LM, nodes):
-    "Can the fused cell run? Only without batch norm, and with functions that it knows."
-    return not self.norm and all(fused_ops.get(o.op) is getattr(o.op, self.part) for o in nodes)
+def fused(self:_LM, nodes, h):
+    """Can the fused cell run? Only with functions that it knows. With batch norm, the memory `h`
+    has the type of the weights, and more than one row, which torch's batch norm wants."""
+    plain = not self.norm or (h.dtype==self.norm.weight.dtype and len(h)>1)
+    return plain and all(fused_ops.get(o.op) is getattr(o.op, self.part) for o in nodes)
 
 @patch
 def forward(self:_LM, x): # Word numbers [batch, time]
@@ -175,9 +177,9 @@ def forward(self:_LM, x): # Word numbers [batch, time]
     h = self.memory(len(x), xs)
     mask = _mask(h, h.shape, self.hidden_p) if self.training and self.hidden_p else None
     ws = [F.dropout(w, self.weight_p, self.training) for w in ws] if self.weight_p else ws
-    args = nodes, self.ends(nodes), xs, h, ws, mask
-    if self.fused(nodes): out = cell_fused(*args)
-    else: out = cell_loop(*args, self.norms, self.norm, self.part)
+    args = nodes, self.ends(nodes), xs, h, ws, mask, self.norms, self.norm
+    if self.fused(nodes, h): out = cell_fused(*args)
+    else: out = cell_loop(*args, self.part)
     last = out[-1].detach()
     self.hidden = self.arch, torch.where(last.isfinite().all(1, keepdim=True), last, 0.)
     raw = out.transpose(0, 1) if self.proj is None else self.proj(out.transpose(0, 1))

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest, torch
 from torch import tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from enas_nb.controller import Controller, reported_entropy
 from enas_nb.layers import FactorizedReduction
-from enas_nb.macro import MacroNet, SharedMacroNet, pool_layers
+from enas_nb.macro import MacroNet, SharedMacroNet, pool_layers, shared_conv
 from enas_nb.micro import MicroNet, SharedMicroNet
 from enas_nb.presets import released
 from enas_nb.recurrent import RecurrentLM, SharedRecurrentLM
@@ -310,3 +311,22 @@ def test_missing_variable_fails():
 
 def test_wrong_number_fails():
     with pytest.raises(AssertionError, match='log_prob'): controller_macro(corrupt(lambda g: g['log_prob'].add_(1e-3)))
+
+# --- what a search step keeps ------------------------------------------------------------------------------------------
+
+def test_a_macro_op_keeps_bytes_of_its_last_relu_and_every_bit_of_its_gradients():
+    torch.manual_seed(0)
+    ours = shared_conv(4, ks=3)
+    plain = torch.nn.Sequential(*ours[:-1], torch.nn.ReLU()) # the same parameters
+    def run(op):
+        x, live = torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(1)).requires_grad_(), []
+        class Packed(TorchDispatchMode): # what the hook makes of a map
+            def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+                out = f(*args, **(kwargs or {}))
+                if f is torch.ops.aten.gt.Scalar: live.append((out.dtype, out.numel()))
+                return out
+        with Packed(): y = op(x)
+        return [y, *torch.autograd.grad((y**3).sum(), [x, *op.parameters()])], live
+    (one, packed), (other, nothing) = run(ours), run(plain)
+    assert packed==[(torch.bool, 8*4*16*16)] and not nothing
+    for a,b in zip(one, other, strict=True): assert torch.equal(a, b)

@@ -14,6 +14,7 @@ from fastai.text.data import TextBlock
 from fastai.text.models.core import get_language_model
 from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_lm_config
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from enas_nb import fused, recurrent
 from enas_nb.fused import WordLoss, decode
@@ -175,11 +176,63 @@ def test_which_cell_runs(own_rows, monkeypatch):
         for net in both_nets(op, **sizes): net(torch.randint(20, (2, 6)))
         return [o.removeprefix('cell_') for o in ran]
     for op in RecurrentSpace.ops: assert cells(op)==['fused', 'fused']
-    assert cells('tanh', bn='output')==['loop', 'fused']
+    for bn in ('all', 'output'): assert cells('tanh', bn=bn)==['fused', 'fused']
     assert cells(Op('softsign', torch.nn.functional.softsign))==['loop', 'loop']
     assert cells(Op('tanh', torch.sin))==['loop', 'loop']
     assert cells(Op('relu', torch.relu, final=torch.sin))==['fused', 'loop']
     assert cells(Op('relu', torch.sin, final=torch.relu))==['loop', 'fused']
+
+def batch_normed(dtype, **sizes):
+    torch.manual_seed(0)
+    net = SharedRecurrentLM(space, 20, width=6, init=.5, **sizes).to(dtype)
+    for name,o in net.state_dict().items():
+        if 'norm' in name and 'num' not in name: o.uniform_(.5, 1.5)
+    net.arch = a
+    return net
+
+@pytest.mark.parametrize('dtype,tol', [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+@pytest.mark.parametrize('train', [True, False])
+@pytest.mark.parametrize('bn_eval', ['batch', 'running'])
+@pytest.mark.parametrize('bn', ['all', 'output'])
+@pytest.mark.parametrize('arch', [a, b, RecurrentSpace(5).parse('0 0 1 0 2 0 3 0 0')], ids=str)
+def test_the_fused_cell_with_batch_norm_is_the_loop(arch, bn, bn_eval, train, dtype, tol, monkeypatch):
+    "Outputs, all gradients and the running statistics, with dropout, over two batches; then without gradients."
+    x, res = torch.randint(20, (2, 16, 7)), []
+    for loop in (False, True):
+        net = batch_normed(dtype, bn=bn, bn_eval=bn_eval, hidden_p=.3).train(train)
+        net.arch = arch
+        if loop: monkeypatch.setattr(recurrent._LM, 'fused', lambda *_: False)
+        else: assert net.fused(arch.nodes, torch.zeros(16, 6, dtype=dtype))
+        torch.manual_seed(1)
+        outs = [net(o)[0] for o in x]
+        sum((o**2).mean() for o in outs).backward()
+        with torch.no_grad(): outs.append(net(x[0])[0])
+        res.append([*outs, *net.buffers(), *(o.grad for o in net.parameters() if o.grad is not None)])
+    for one,other in zip(*res, strict=True): assert (one-other).abs().max() <= tol*other.abs().max().clamp(min=1.)
+
+def test_batch_norm_where_the_fused_cell_does_not_run():
+    "In half precision, and for a single row, which torch refuses in its own words."
+    net, x = batch_normed(torch.float32, bn='all'), torch.randint(20, (3, 7))
+    exact = net(x)[0]; net.reset()
+    with torch.autocast('cpu', torch.bfloat16): half = net(x)[0]
+    half.float().sum().backward()
+    assert (half.float()-exact).abs().max() < .05
+    with pytest.raises(ValueError, match='more than 1 value per channel'): net(x[:1])
+
+def test_batch_norm_costs_few_calls():
+    "One product and one batch norm for all siblings. (The loop calls torch more than twice as often.)"
+    class Calls(TorchDispatchMode):
+        n = 0
+        def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+            self.n += 1
+            return f(*args, **(kwargs or {}))
+    net, counts = batch_normed(torch.float32, bn='all'), []
+    for run in (net.fused, lambda *_: False):
+        net.fused = run
+        net.reset()
+        with Calls() as calls: net(torch.randint(20, (3, 35)))[0].sum().backward()
+        counts.append(calls.n)
+    assert counts[0] < .6*counts[1], counts
 
 # --- what the chapter does not show ---------------------------------------------------------------------------------------
 
