@@ -47,12 +47,12 @@ def test_the_same_loss_and_gradient_as_on_the_cpu(name, kind):
     assert all((ga[k]-gb[k]).abs().max() <= 10*TOL*size for k in ga)
 
 class Waits(TorchFunctionMode):
-    "Counts calls that bring numbers from the device to the CPU. Where the device is a CPU, what is done on CPUs only is left out: an optimiser's count, `WordLoss`'s look at its targets."
+    "Counts calls that bring numbers from the device to the CPU. Where the device is a CPU, what is done on CPUs only is left out: an optimiser's count, looks at targets and at θ."
     names = {'item', 'tolist', 'cpu', 'numpy', '__bool__', '__float__', '__int__', '__index__', 'nonzero'}
     def __init__(self): super().__init__(); self.count = Counter()
     def __torch_function__(self, f, types, args=(), kwargs=None):
         name, at = getattr(f, '__name__', ''), sys._getframe(1).f_globals.get('__name__', '')
-        if name in self.names and isinstance(args[0], torch.Tensor) and args[0].device.type==DEVICE.type and not (DEVICE.type=='cpu' and at.startswith(('torch.optim', 'enas_nb.fused'))): self.count[name] += 1
+        if name in self.names and isinstance(args[0], torch.Tensor) and args[0].device.type==DEVICE.type and not (DEVICE.type=='cpu' and at.startswith(('torch.optim', 'enas_nb.fused', 'enas_nb.controller'))): self.count[name] += 1
         return f(*args, **(kwargs or {}))
 
 class Windows(Callback):
