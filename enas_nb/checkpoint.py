@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 from .memory import random_state, set_random_state
-from .parallel import bare, everyone, place
+from .parallel import bare, everyone, place, rank0
 from .space import brief, write_file
 
 # %% ../nbs/appendix/checkpoint.ipynb #37f1b786
@@ -351,13 +351,14 @@ def _file(self:Checkpoint, epoch): return self.path/f'{self.n_fit:02}-{epoch:05}
 @patch
 def _write(self:Checkpoint, number, epoch):
     "Write the state of the fit to file `number`, and delete all but the last two files."
-    if number and not self.path.is_dir():
+    if number and not place(self.learn).rank and not self.path.is_dir():
         raise FileNotFoundError(f'the folder of checkpoints {self.path} is gone')
     fit = dict(n_epoch=self.n_epoch, epoch=epoch, train_iter=self.train_iter, rates=self.rates)
     state = learn_state(self.learn) | dict(fit=fit) # of all processes; the first one writes it
-    if place(self.learn).rank: return
-    write_state(self._file(number), state)
-    for o in sorted(self.path.glob(f'{self.n_fit:02}-*.safetensors'))[:-2]: o.unlink()
+    def write():
+        write_state(self._file(number), state)
+        for o in sorted(self.path.glob(f'{self.n_fit:02}-*.safetensors'))[:-2]: o.unlink()
+    rank0(self.learn, write)
 
 # %% ../nbs/appendix/checkpoint.ipynb #90934208
 def _usable(learn, path):
@@ -380,15 +381,21 @@ def _start(self:Checkpoint):
     Otherwise save the start of the fit, so that a full disk shows at once."""
     self.waiting, self.done, wrong, self.rates = False, 0, [], _rates(self.learn)
     # a process that was killed while writing left these
-    for o in () if place(self.learn).rank else self.path.glob('tmp*tmp'): o.unlink(missing_ok=True)
-    for path in sorted(self.path.glob(f'{self.n_fit:02}-*.safetensors'), reverse=True):
+    part, files = place(self.learn), sorted(self.path.glob(f'{self.n_fit:02}-*.safetensors'))
+    if part.n>1 and len({str(o) for o in everyone(self.learn, [o.name for o in files])})>1:
+        raise ValueError(f'{self.path} is not the same folder for all processes')
+    for o in () if part.rank else self.path.glob('tmp*tmp'): o.unlink(missing_ok=True)
+    for path in reversed(files):
         try: state = _usable(self.learn, path); load_learn_state(self.learn, state)
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             wrong.append(f'{path.name}: {e}')
             continue
         self.done = state['fit']['epoch']
         for o in wrong: self.log(f'{o}; the one before is used')
-        self.log(f'epoch {self.done} of {self.n_epoch} is done already, going on from {path}')
+        if not part.rank:
+            self.log(f'epoch {self.done} of {self.n_epoch} is done already, going on from {path}')
+            if (n := len(state.get('others', ()))+1)!=part.n:
+                self.log(f'it had {n} processes and now has {part.n}, so other numbers follow')
         if self.done==self.n_epoch: self.n_fit += 1
         return
     if wrong:

@@ -35,7 +35,7 @@ from fastai.losses import BaseLoss, LabelSmoothingCrossEntropyFlat
 from .space import SearchSpace, _int, brief
 from .presets import Preset, robust
 from .memory import random_state
-from .parallel import bare
+from .parallel import bare, place
 from .text import find_task
 from .train import OwnEvents, l2_decay, optimizer, with_grad
 
@@ -237,10 +237,21 @@ def checked_batches(self:Learner):
 def find_rate(self:Learner, *args, **kwargs): # As in `Learner.lr_find`
     "fastai's `lr_find`, which says what is missing if there are no data."
     has_data(self.dls.train)
+    if place(self).n>1:
+        raise ValueError('`lr_find` looks in one process: call it before `distrib_ctx`')
     return Learner.lr_find(self, *args, **kwargs)
 
+@patch
+@delegates(Learner.fit)
+def whole_fit(self:Learner, *args, **kwargs): # As in `Learner.fit`
+    "fastai's `fit`. An error in one of several processes leaves the Learner as it was."
+    try: return Learner.fit(self, *args, **kwargs)
+    except BaseException:
+        if hasattr(self, 'ranks'): self.ranks.leave()
+        raise
+
 # of `use_methods`, for every Learner
-own_methods = dict(all_batches='checked_batches', lr_find='find_rate')
+own_methods = dict(all_batches='checked_batches', lr_find='find_rate', fit='whole_fit')
 
 # %% ../nbs/appendix/learner.ipynb #0f151013
 class Row(NamedTuple):

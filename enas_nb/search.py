@@ -30,7 +30,7 @@ from .controller import Controller
 from .alarms import count_choices, search_alarms, turn_stats
 from .reinforce import Reinforce, all_finite, ranks
 from .memory import MemoryDL, keep_random, random_batch, rng
-from .parallel import OwnModel, bare, place, shared_out
+from .parallel import OwnModel, bare, place, rank0, shared_out
 from .text import _has_arch, _rows_apart, find_task
 from .checkpoint import (_about, check_state, learn_state, load_learn_state, read_state,
                                 write_state)
@@ -648,7 +648,7 @@ def save_search(self:Learner,
         raise ValueError('nothing to save: this search has not been fitted yet')
     arch = self.model.arch and list(self.model.arch.code)
     state = learn_state(self) | dict(arch=arch) # of all processes
-    if not place(self).rank: write_state(path, state)
+    rank0(self, lambda: write_state(path, state))
 
 def _check_own(learn, own):
     "The epochs trained, if what a file says of θ's turns has the right kinds; `ValueError` else."

@@ -28,7 +28,7 @@ from fastai.torch_core import to_detach
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from .fused import WordLoss
-from .parallel import Ranks, agree
+from .parallel import Ranks, agree, place
 from .presets import Training
 
 # %% ../nbs/11_train.ipynb #0000000a
@@ -341,7 +341,8 @@ class _SmoothLoss(AvgSmoothLoss):
     "fastai's, on the device of the loss."
     def accumulate(self, learn):
         self.count += 1
-        loss = to_detach(learn.loss.mean(), cpu=False).as_subclass(torch.Tensor)
+        gather = place(learn).n>1
+        loss = to_detach(learn.loss.mean(), cpu=False, gather=gather).as_subclass(torch.Tensor)
         self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
 
 class LossStays(OwnEvents):

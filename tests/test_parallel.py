@@ -43,6 +43,23 @@ def test_metrics_and_predictions_are_gathered(said):
 @pytest.mark.parametrize('name', ['macro', 'recurrent', 'retraining'])
 def test_a_killed_fit_goes_on_to_the_same_bits(said, name): assert said['resumed'][name]==[True, True]
 
+def test_a_learner_is_as_before_also_after_an_error(said):
+    o = said['tidy']
+    assert o['error']=='Diverged' and o['left']==[['Supernet', [[0, 1]]*2, True]]*2 and o['alone']
+
+def test_fastais_own_loaders_are_wrapped_by_fastai_each_time():
+    "`fit`, then `validate`: both prepare fastai's trainer."
+    from types import SimpleNamespace
+    from enas_nb.parallel import Ranks
+    class Trainer:
+        sync_bn, accelerator = False, SimpleNamespace(device=SimpleNamespace(type='cuda'), ddp_handler=1)
+        def _wrap_dl(self, dl): return 'by fastai'
+    cb, trainer = Ranks(), Trainer()
+    cb.learn = SimpleNamespace(distributed_trainer=trainer, model=None, dls=SimpleNamespace(to=lambda device: None))
+    for _ in range(2):
+        cb.before_fit()
+        assert trainer._wrap_dl(SimpleNamespace(device=trainer.accelerator.device))=='by fastai'
+
 @pytest.mark.parametrize('name,words', [('sync_bn', '`distrib_ctx(sync_bn=False)` is needed: each process walks another path'), ('sync_bn of a retraining', 'SyncBatchNorm needs a GPU'),
-    ('torch loaders', '`memory_dls(dls)` keeps them there'), ('few images', '1000 items are less than a batch of 900 for each of 2 processes')])
+    ('torch loaders', '`memory_dls(dls)` keeps them there'), ('few images', 'the data are less than a batch of 900 for each of 2 processes'), ('lr_find', 'call it before `distrib_ctx`'), ('folders', 'is not the same folder for all processes')])
 def test_refused_in_one_line(said, name, words): assert said['refusals'][name].endswith(words)

@@ -130,13 +130,37 @@ def resumed(folder):
         res[name] = everywhere(bool(torch.equal(numbers(whole.model), numbers(again.model))))
     return res
 
-def refusals():
+def tidy(folder):
+    "What a fit leaves behind: files for all at once, a Learner as before, also after an error; and rank 0 may go on alone."
+    res, learn = {}, learner('macro')
+    with learn.no_bar(), learn.no_logging(), learn.distrib_ctx(sync_bn=False, cpu=True):
+        learn.fit(1)
+        learn.save_search(folder/'at once.safetensors'); learn.load_search(folder/'at once.safetensors')
+        try: learn.fit(1, lr=1e30)
+        except Exception as e: res['error'] = type(e).__name__
+        learn.export(folder/f'{RANK}.pkl')
+    res['left'] = everywhere([type(learn.model).__name__, [list(o.part) for o in learn.dls.loaders], all(p.requires_grad for p in learn.model.parameters())])
+    if not RANK:
+        learn.load_search(folder/'at once.safetensors')
+        dls = digits()
+        final = arch_learner(dls, learn.derive(2), width=8, cutout=0)
+        with final.no_bar(), final.no_logging(): final.fit(1)
+        res['alone'] = len(final.recorder.losses)==len(dls.train)
+    dist.barrier()
+    return res
+
+def refusals(folder):
     said = {}
     def refused(name, f):
         try: f(); said[name] = 'nothing'
         except Exception as e: said[name] = f'{type(e).__name__}: {e}'
     def ctx(learn, **kwargs):
         with learn.no_bar(), learn.no_logging(), learn.distrib_ctx(cpu=True, **kwargs): learn.fit(1)
+    def look():
+        learn = learner('macro')
+        with learn.no_bar(), learn.distrib_ctx(cpu=True, sync_bn=False): learn.lr_find(num_it=3, show_plot=False)
+    refused('lr_find', look)
+    refused('folders', lambda: fit(learner('macro'), 1, cbs=Checkpoint(folder/f'own{RANK}')) or fit(learner('macro'), 1, cbs=Checkpoint(folder/f'own{RANK}')))
     refused('sync_bn', lambda: ctx(learner('macro')))
     refused('sync_bn of a retraining', lambda: ctx(arch_learner(digits(), ARCH, width=8)))
     loaders = [torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.rand(64, 3, 8, 8), torch.arange(64)%10), batch_size=8, shuffle=True) for _ in range(2)]
@@ -149,7 +173,7 @@ if __name__=='__main__':
     folder, answers = Path(sys.argv[1]), {}
     dist.init_process_group('gloo')
     jobs = dict(macro=lambda: search('macro'), micro=lambda: search('micro'), recurrent=lambda: search('recurrent'), gradients=gradients, joint_batch=joint_batch,
-                retrain=retrain, resumed=lambda: resumed(folder), refusals=refusals)
+                retrain=retrain, resumed=lambda: resumed(folder), tidy=lambda: tidy(folder), refusals=lambda: refusals(folder))
     for name in sys.argv[2:] or jobs:
         try: answers[name] = jobs[name]()
         except Exception: answers[name] = 'rank %d: %s' % (RANK, traceback.format_exc()); print(answers[name], flush=True); break
