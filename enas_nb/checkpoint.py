@@ -375,6 +375,7 @@ def _rates(learn):
     "Learning rates and weight decays with which a fit begins."
     return [{k: v for k,v in h.items() if k in ('lr', 'wd')} for h in learn.opt.hypers]
 
+# %% ../nbs/appendix/checkpoint.ipynb #16110008
 @patch
 def _start(self:Checkpoint):
     """Go on from the newest good file, if there is one.

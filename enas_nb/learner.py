@@ -232,6 +232,7 @@ def checked_batches(self:Learner):
         if said := _no_class(self): raise ValueError(said) from e
         raise
 
+# %% ../nbs/appendix/learner.ipynb #16110009
 @patch
 @delegates(Learner.lr_find)
 def find_rate(self:Learner, *args, **kwargs): # As in `Learner.lr_find`

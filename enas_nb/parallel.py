@@ -11,6 +11,7 @@ __all__ = ['Part', 'InParts', 'bare', 'OwnModel', 'place', 'agree', 'everyone', 
 from typing import NamedTuple
 import torch
 import torch.distributed as dist
+from fastcore.basics import patch
 from fastai.callback.core import Callback
 from fastai.torch_core import apply, num_distrib, rank_distrib, to_detach
 from torch.nn.parallel import DistributedDataParallel
@@ -92,6 +93,7 @@ def everyone(learn, # A Learner
     dist.all_gather_object(res, o)
     return res
 
+# %% ../nbs/appendix/parallel.ipynb #16110007
 def rank0(learn, # A Learner
           f): # Function without arguments
     "Rank 0 calls `f`, like writing a file. The others wait, so that they find what it did."
@@ -137,25 +139,28 @@ class Ranks(OwnModel, Callback):
 
     def before_epoch(self): self._theta(True)
 
-    def part_of(self, dl):
-        "A loader of this package is read in parts; fastai knows what to do with others."
-        if isinstance(dl, list): return dl # of `show_results`
-        if not isinstance(dl, InParts):
-            if dl.device.type!='cpu': return self.plain(dl)
-            raise ValueError('on the CPU, several processes read data in memory only: '
-                             '`memory_dls(dls)` keeps them there')
-        dl.part = place(self.learn)
-        if not len(dl):
-            raise ValueError(f'the data are less than a batch of {dl.bs} for each of '
-                             f'{dl.part.n} processes')
-        return dl
-
-    def leave(self):
-        "Everything is as before the fit, also if an error has ended it."
-        self.learn.model = self.model
-        self.after_fit()
-
     def after_fit(self):
         self._theta(True)
         for dl in self.dls.loaders:
             if isinstance(dl, InParts): dl.part = Part()
+
+# %% ../nbs/appendix/parallel.ipynb #16110010
+@patch
+def part_of(self:Ranks, dl):
+    "A loader of this package is read in parts; fastai knows what to do with others."
+    if isinstance(dl, list): return dl # of `show_results`
+    if not isinstance(dl, InParts):
+        if dl.device.type!='cpu': return self.plain(dl)
+        raise ValueError('on the CPU, several processes read data in memory only: '
+                         '`memory_dls(dls)` keeps them there')
+    dl.part = place(self.learn)
+    if not len(dl):
+        raise ValueError(f'the data are less than a batch of {dl.bs} for each of '
+                         f'{dl.part.n} processes')
+    return dl
+
+@patch
+def leave(self:Ranks):
+    "Everything is as before the fit, also if an error has ended it."
+    self.learn.model = self.model
+    self.after_fit()
