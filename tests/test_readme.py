@@ -34,5 +34,9 @@ def test_readme_says_what_the_tables_say():
     a, b = digits.difference('children', 'equal'), text.difference('children', 'random')
     assert f'by {a.mean:.2f} points on digits ({a.low:.2f} to {a.high:.2f})' in readme
     assert f'by {b.mean:.3f} nats a word on text ({b.low:.3f} to {b.high:.3f};' in readme
+    cells, ptb = table('cifar10-micro-small'), table('ptb-small')
+    c, d = cells.difference('children', 'equal'), ptb.difference('children', 'random')
+    assert cells.table.seed.nunique()==5 and f'by {c.mean:.2f} points on CIFAR-10 with micro cells ({c.low:.2f} to {c.high:.2f})' in readme
+    assert ptb.table.seed.nunique()==3 and within(d, 3, ' nats') in readme and within(cells.difference('derived', 'search'), 2, ' points') in readme
     for o in (within(digits.difference('derived', 'search'), 2, ' points'), within(text.difference('derived', 'search'), 3, ' nats')):
         assert o in readme, o
