@@ -83,11 +83,11 @@ heads = {k: RecipeHead(about) for k,about in {
     'cifar10-macro-small':
         'CIFAR-10, 20,000 training images, 6 layers: about 30 minutes on one core',
     'cifar10-micro-small':
-        'CIFAR-10, 20,000 training images, cells of 3 nodes: about 40 minutes on one core',
+        'CIFAR-10, 20,000 training images, cells of 3 nodes: about 41 minutes on one core',
     'text-small': 'The prose of installed docstrings, 80,000 words, 2,000 different ones, '
                   'cells of 8 nodes: about 12 minutes on one core',
     'ptb-small': 'Penn Treebank, 300,000 training words, cells of 8 nodes: '
-                 'about 45 minutes on one core, fewer with OMP_NUM_THREADS=2'}.items()}
+                 'about 42 minutes on one core, fewer with OMP_NUM_THREADS=2'}.items()}
 
 heads |= {k: RecipeHead(about, hours) for k,(about,hours) in {
     'cifar10-micro': ("CIFAR-10 at the paper's size, 18 layers in the end", 44),
