@@ -24,11 +24,10 @@ from fastai.callback.training import GradientClip
 from fastai.learner import AvgSmoothLoss, Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import OptimWrapper, set_item_pg
-from fastai.torch_core import to_detach
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from .fused import WordLoss
-from .parallel import Ranks, agree, place
+from .parallel import Ranks, agree
 from .presets import Training
 
 # %% ../nbs/11_train.ipynb #0000000a
@@ -341,8 +340,7 @@ class _SmoothLoss(AvgSmoothLoss):
     "fastai's, on the device of the loss."
     def accumulate(self, learn):
         self.count += 1
-        gather = place(learn).n>1
-        loss = to_detach(learn.loss.mean(), cpu=False, gather=gather).as_subclass(torch.Tensor)
+        loss = learn.to_detach(learn.loss.mean(), cpu=False).as_subclass(torch.Tensor)
         self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
 
 class LossStays(OwnEvents):
