@@ -86,12 +86,12 @@ class Reader:
         self.prompt(i).click()
         self.menu('Run', *(names or ['Run Selected Cell']))
 
-    def wait(self, i): self.done(i).wait_for()
+    def wait(self, i): self.done(i).wait_for(state='attached') # JupyterLab hides what is scrolled away
 
     def interrupt(self, i):
         "Stop cell `i`, which runs; what waited behind it will not run."
         self.page.get_by_role('button', name='Interrupt the kernel').click()
-        self.cell(i).get_by_text('KeyboardInterrupt').first.wait_for()
+        self.cell(i).get_by_text('KeyboardInterrupt').first.wait_for(state='attached')
         self.page.locator('.jp-InputPrompt').filter(has_text='[*]').first.wait_for(state='detached')
 
 @pytest.fixture
