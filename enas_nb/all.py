@@ -1,5 +1,6 @@
 "Everything at once, for tutorials and the prompt: `from enas_nb.all import *`. The one module written by hand."
 
+from .checks import *
 from .space import *
 from .exercise import *
 from .layout import *

@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import nn
 from .memory import random_state, set_random_state
 from .parallel import bare, everyone, place, rank0
-from .space import brief, write_file
+from .checks import brief, write_file
 
 # %% ../nbs/appendix/checkpoint.ipynb #37f1b786
 _lists = dict(list=list, tuple=tuple, L=L)

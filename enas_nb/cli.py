@@ -104,7 +104,8 @@ def infer_space(name,  # One of `spaces`
 # %% ../nbs/17_cli.ipynb #0000000b
 def _find(text, space):
     "The architecture that `text` names, the sizes of its published network, and its origin."
-    from enas_nb.space import brief, load_arch
+    from enas_nb.checks import brief
+    from enas_nb.space import load_arch
     if text in published: return published[text].arch, published[text].sizes, published[text].about
     if os.path.isfile(text): return load_arch(text), {}, text
     if text.lstrip().startswith('Genotype('):
@@ -130,7 +131,7 @@ def _count(arch, sizes):
 
 def _say(arch, sizes, about, params, aux):
     "An architecture in words."
-    from enas_nb.space import approx
+    from enas_nb.checks import approx
     size  = f'{approx(arch.space.size)} architectures in this space'
     lines = [arch.space, about, size, '', arch, '']
     parts = arch.nodes if isinstance(arch.nodes, dict) else {'': arch.nodes}
@@ -297,7 +298,7 @@ def _folder(a, asked, name):
 def _said(file):
     "The verdict of a run; `ValueError` if its file of numbers is damaged."
     from enas_nb.report import verdict
-    from enas_nb.space import read_json
+    from enas_nb.checks import read_json
     try: return verdict(read_json(file))
     except (LookupError, ArithmeticError, AttributeError, TypeError, StopIteration) as e:
         raise ValueError(_line(f'{file} is damaged: {type(e).__name__} {e}')) from e
@@ -440,7 +441,7 @@ def _kept_to(folder, table):
 def _networks(folder):
     "The table of a comparison's or a run's folder, one row per network; the protocol, or None."
     import pandas as pd
-    from enas_nb.space import read_json
+    from enas_nb.checks import read_json
     table, protocol, result = (os.path.join(folder, o)
                                for o in ('table.csv', 'protocol.json', 'result.json'))
     folder = Path(folder)

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from .data import Measure
 from .evaluate import arm_names, equal_cost, measures
 from .report import md_table, n_of, show
-from .space import brief, few
+from .checks import brief, few
 
 # %% ../nbs/appendix/comparison.ipynb #12a00021
 class Interval(NamedTuple):

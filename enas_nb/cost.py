@@ -11,7 +11,7 @@ __all__ = ['usual', 'count_params', 'multiply_adds', 'latency', 'shared_cost', '
 import copy, json
 from pathlib import Path
 import torch
-from .space import _int
+from .checks import _int
 from torch.utils.flop_counter import FlopCounterMode
 
 # %% ../nbs/appendix/cost.ipynb #6c96e92e

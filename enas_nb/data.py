@@ -35,7 +35,7 @@ from fastai.metrics import accuracy
 from fastai.torch_core import TensorCategory,TensorImage,TensorImageBW,default_device
 from fastai.vision.core import PILBase
 
-from .space import _int, write_file
+from .checks import _int, _one_of, write_file
 from .reinforce import loss_reward
 from .memory import (BatchRandom,MemoryDL,MemoryDataLoaders,MemoryDataset,as_floats,
                             cache_valid,check_images,fastai_dls,first_batch,rng,with_valid)
@@ -731,8 +731,7 @@ class ImageTask(Task):
         part,  # 'valid' or 'test'; `ValueError` for others
     ) -> dict:
         "Its accuracy on all images of a part, `value`, None if it diverged; and `parts`, None here"
-        if part not in ('valid','test'):
-            raise ValueError(f"part is {part!r}, allowed are 'valid' and 'test'")
+        _one_of(part, 'part', ('valid', 'test'))
         was,learn.metrics = learn.metrics,self.metric()
         try: loss,value = learn.validate(dl=None if part=='valid' else open_test(self.dls))
         finally: learn.metrics = was

@@ -22,7 +22,8 @@ import numpy as np
 from fastcore.basics import patch
 
 from .layout import layered
-from .space import Arch, SearchSpace, brief, write_file
+from .checks import brief, write_file
+from .space import Arch, SearchSpace
 
 # %% ../nbs/02_draw.ipynb #00000006
 _spare = ('#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00', '#f0e442', '#5b6472')

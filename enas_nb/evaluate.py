@@ -16,7 +16,8 @@ from operator import itemgetter
 from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
-from .space import Arch, brief
+from .checks import brief
+from .space import Arch
 from .data import ImageTask, Measure
 from .text import TextTask
 

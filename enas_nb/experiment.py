@@ -26,7 +26,8 @@ from fastai.text.models import AWD_LSTM, get_language_model
 from fastai.torch_core import default_device, set_seed
 from safetensors.torch import save
 from . import __version__
-from .space import Arch, _int, approx, read_json, write_file
+from .checks import _int, approx, read_json, write_file
+from .space import Arch
 from .memory import MemoryDL, rng
 from .data import train_on_all
 from .checkpoint import Checkpoint

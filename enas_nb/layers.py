@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from itertools import takewhile
 import torch, torch.nn.functional as F
 from torch import nn
+from .checks import _one_of
 
 # %% ../nbs/07_layers.ipynb #6e0a11d8
 class RecalibratedNorm(nn.BatchNorm2d):
@@ -35,9 +36,7 @@ def batch_norm(
     eps=1e-5, # Added to the variance
 ):
     "Batch norm with the authors' constants (`image_ops.py`: a moving average of decay 0.9)."
-    if bn_eval not in ('running', 'batch', 'recalibrated'):
-        raise ValueError(f"bn_eval is {bn_eval!r}, "
-                         "allowed are 'batch', 'running', 'recalibrated'")
+    _one_of(bn_eval, 'bn_eval', ('batch', 'running', 'recalibrated'))
     if bn_eval=='recalibrated': return RecalibratedNorm(nf, eps)
     return nn.BatchNorm2d(nf, eps=eps, momentum=.1, track_running_stats=bn_eval=='running')
 

@@ -32,7 +32,8 @@ import fastai.vision.learner # it knows how to plot images
 from fastai.interpret import ClassificationInterpretation
 from fastai.learner import Learner, load_learner
 from fastai.losses import BaseLoss, LabelSmoothingCrossEntropyFlat
-from .space import SearchSpace, _int, brief
+from .checks import _int, brief
+from .space import SearchSpace
 from .presets import Preset, robust
 from .memory import random_state
 from .parallel import bare, place

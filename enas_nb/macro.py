@@ -16,6 +16,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from fastcore.basics import patch
 from torch import nn
+from .checks import _one_of
 from .space import Arch, Op, SearchSpace, Step, make_graph
 from .presets import paper, released, robust
 from .layers import (FactorizedReduction, Head, PathNet, batch_norm, conv, pool,
@@ -244,10 +245,6 @@ class FinalLayer(nn.Module):
         return self.skip(sum((xs[j] for j in layer.skips), x))
 
 # %% ../nbs/08_macro.ipynb #00000021
-def _one_of(name, value, *allowed):
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}, allowed are {', '.join(map(repr, allowed))}")
-
 class MacroNet(_MacroBase):
     "The final network of one macro architecture (`general_child.py` with a fixed architecture)."
     def __init__(self,
@@ -260,7 +257,8 @@ class MacroNet(_MacroBase):
         sep='separable', # Is a "separable" op `'separable'`, or `'full'`, as in published networks?
         stem_stride=1, # 2 halves the image at once, for small budgets
     ):
-        _one_of('skip', skip, 'concat', 'sum'); _one_of('sep', sep, 'separable', 'full')
+        _one_of(skip, 'skip', ('concat', 'sum'))
+        _one_of(sep, 'sep', ('separable', 'full'))
         nodes = arch.nodes
         super().__init__(arch.space, n_in, n_out, [width, 2*width, 4*width], dropout, 'running',
                          stem_stride, lambda i,nf: FinalLayer(i, nodes[i], nf, skip, sep))

@@ -30,7 +30,7 @@ from fastai.data.transforms import IntToFloatTensor,Normalize
 from fastai.torch_core import (TensorCategory,TensorImage,TensorImageBW,default_device,
                                explode_types,no_random,to_device)
 from fastai.vision.augment import RandTransform
-from .space import brief
+from .checks import brief
 from .parallel import InParts
 
 # %% ../nbs/appendix/memory.ipynb #9a14d9c7

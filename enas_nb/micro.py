@@ -16,7 +16,8 @@ from typing import ClassVar, NamedTuple
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from .space import Arch, Op, SearchSpace, Step, brief, loose_ends, make_graph
+from .checks import brief
+from .space import Arch, Op, SearchSpace, Step, loose_ends, make_graph
 from .presets import paper, released, robust
 from .layers import (AuxHead, FactorizedReduction, Head, PathNet, batch_norm, conv,
                             drop_path, pool, relu_conv_bn, sep_stack)

@@ -12,7 +12,7 @@ __all__ = ['paper', 'released', 'enas_lm', 'robust', 'ControllerPreset', 'Traini
 # %% ../nbs/appendix/presets.ipynb #00000003
 from dataclasses import asdict, dataclass, fields, replace
 from typing import ClassVar
-from .space import _int, _number, _one_of, _typed, brief, check_fields, few
+from .checks import _int, _number, _one_of, _typed, brief, check_fields, few
 
 # %% ../nbs/appendix/presets.ipynb #6e0a11d1
 _share, _weight, _size, _count = (0, 1), (0, None), (1, 10**5), (1, 10**6)

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from . import data, text
-from .space import SearchSpace, _int, brief, check_fields
+from .checks import _int, brief, check_fields
+from .space import SearchSpace
 from .presets import Preset, enas_lm, paper, released, robust
 from .published import heads, published
 from .macro import MacroSpace

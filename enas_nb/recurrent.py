@@ -13,6 +13,7 @@ from typing import ClassVar, NamedTuple
 import torch, torch.nn.functional as F
 from fastcore.basics import noop, patch
 from torch import nn
+from .checks import _one_of
 from .space import Arch, Op, SearchSpace, Step, loose_ends, make_graph
 from .presets import enas_lm, paper, released, robust
 from .fused import cell_fused, decode, fused_ops
@@ -112,8 +113,7 @@ def _mask(x, shape, p):
 
 def _check(layout, space, **dropouts):
     "Refuse arguments that no network can have."
-    if layout not in layouts:
-        raise ValueError(f"layout is {layout!r}, allowed are {', '.join(map(repr, layouts))}")
+    _one_of(layout, 'layout', layouts)
     if layout=='enas_lm' and not space.tanh_first:
         raise ValueError("layout 'enas_lm' leaves the first node out of the average, "
                          f'so this node must be a fixed one: use {_later}')
@@ -252,10 +252,8 @@ class SharedRecurrentLM(_LM):
 @patch
 def _build(self:SharedRecurrentLM):
     "The matrices of all pairs, and the batch norms."
-    for name,allowed in dict(bn=('all', 'output', None), bn_eval=('batch', 'running')).items():
-        v = getattr(self, name)
-        if v not in allowed:
-            raise ValueError(f"{name} is {v!r}, allowed are {', '.join(map(repr, allowed))}")
+    _one_of(self.bn, 'bn', ('all', 'output', None))
+    _one_of(self.bn_eval, 'bn_eval', ('batch', 'running'))
     space, n = self.space, self.space.n_nodes+self.space.tanh_first
     ops = ('tanh',) if space.tanh_first else space.ops
     names = lambda source, ops: dict.fromkeys(self.key(source, o) for o in ops)

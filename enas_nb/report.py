@@ -14,7 +14,7 @@ from io import BytesIO
 from types import SimpleNamespace
 import numpy as np, pandas as pd
 import matplotlib.pyplot as plt
-from .space import approx, write_file
+from .checks import approx, write_file
 from .draw import draw, plot_history
 from .presets import n_epochs, phases
 from .alarms import decided

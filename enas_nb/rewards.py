@@ -16,7 +16,7 @@ from fastai.losses import BaseLoss
 from fastai.metrics import Dice, LossMetric
 from fastai.torch_core import to_detach
 from torch import nn
-from .space import brief
+from .checks import brief
 
 # %% ../nbs/appendix/rewards.ipynb #0f150007
 _smaller = {'error_rate', 'mse', 'rmse', 'mae', 'msle', 'exp_rmspe',

@@ -14,7 +14,7 @@ from pathlib import Path
 from shlex import quote
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
-from .space import few, write_file
+from .checks import few, write_file
 
 # %% ../nbs/appendix/run.ipynb #03d870d1
 def _read(path):

@@ -24,7 +24,8 @@ from fastai.learner import Learner, ValueMetric, trainable_params
 from fastai.metrics import accuracy
 from fastprogress.fastprogress import progress_bar
 from torch import Tensor, nn
-from .space import Arch, SearchSpace, _int, brief
+from .checks import _int, brief
+from .space import Arch, SearchSpace
 from .presets import Preset, who_trains
 from .controller import Controller
 from .alarms import count_choices, search_alarms, turn_stats

@@ -34,7 +34,7 @@ from fastai.text.learner import decode_spec_tokens
 from fastai.torch_core import TitledStr,default_device,display_df
 
 from . import __version__
-from .space import _int,write_file
+from .checks import _int, write_file
 from .memory import rng
 from .parallel import InParts
 from .reinforce import loss_reward,ppl_reward

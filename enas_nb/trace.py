@@ -11,7 +11,8 @@ __all__ = ['Trace', 'read_trace', 'write_trace']
 import json, math
 import numpy as np
 from fastai.callback.core import Callback
-from .space import _number, brief, read_json, space_from_dict, write_file
+from .checks import _number, brief, read_json, write_file
+from .space import space_from_dict
 from .draw import shares
 from .parallel import OwnModel, bare
 

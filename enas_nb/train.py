@@ -26,6 +26,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import OptimWrapper, set_item_pg
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from .checks import _one_of
 from .fused import WordLoss
 from .parallel import Ranks, agree
 from .presets import Training
@@ -174,9 +175,7 @@ def _check_part(part):
 
 def _pick(name, value, known):
     "The entry `value` of the dict `known`; a preset has `value` in its field `name`."
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}, allowed are {', '.join(map(repr, known))}")
-    return known[value]
+    return known[_one_of(value, name, known)]
 
 def optimizer(part): # The search or final part of a preset; `ValueError` for an unknown `opt`
     "The `opt_func` of a Learner that a preset asks for: Nesterov momentum, plain SGD or Adam."

@@ -507,7 +507,7 @@ def test_an_image_task_measures(tmp_path):
     from fastai.metrics import error_rate
     other = quiet(Learner(dls, learn.model, metrics=error_rate))
     assert task.measured(other, 'test')==task.measured(learn, 'test') and [o.name for o in other.metrics]==['error_rate']
-    with pytest.raises(ValueError, match="part is 'train', allowed are 'valid' and 'test'"): task.measured(learn, 'train')
+    with pytest.raises(ValueError, match="part is 'train', allowed are 'valid', 'test'"): task.measured(learn, 'train')
     assert task.reward(None)==task.metric()==task.search_metric()==accuracy
     assert task.shared(torch.tensor([.5,.75,1.]), None)==.75
 
