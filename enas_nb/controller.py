@@ -8,8 +8,9 @@ Docs: https://enas-nb.github.io/enas_nb/controller.html.md"""
 __all__ = ['Decision', 'Walk', 'Controller', 'reported_entropy']
 
 # %% ../nbs/03_controller.ipynb #94b8827a
+from functools import reduce
 from typing import NamedTuple
-import torch
+import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 from .space import SearchSpace, Step
@@ -68,6 +69,9 @@ class Controller(nn.Module):
             if name!='op_bias': nn.init.uniform_(p, -preset.init, preset.init)
         for i,step in enumerate(space.steps): # constants move with θ, and are not saved
             self.register_buffer(f'fixed{i}', _fixed_logits(step, preset.biased), persistent=False)
+        for name,o in dict(temperature=preset.temperature, sharpness=preset.tanh_constant,
+                           reduced=preset.tanh_constant/preset.op_tanh_reduce).items():
+            self.register_buffer(name, torch.tensor(o), persistent=False) # a float costs a copy
         n = torch.tensor([o.choices for o in space.steps for _ in range(o.width)])
         self.register_buffer('first', n.cumsum(0)-n, persistent=False) # of each answer's choices
 
@@ -80,14 +84,15 @@ def _logits(self:Controller, step, fixed, h, keys):
     "Log-probabilities of the choices at `step` for outputs `h` [n, hidden]: [n, width, choices]."
     p = self.preset
     if step.kind=='op':
-        z = self.op_out(h)[:,None]
+        z = F.linear(h, self.op_out.weight)[:,None] # a layer's own call takes as long again
         if self.op_bias is not None: z = z + self.op_bias
     else: # attention
         keys = torch.stack([keys[j] for j in step.among], 1)
-        z = self.v(torch.tanh(keys + self.query(h)[:,None])) # [n, `step.n`, 1]
+        query = F.linear(h, self.query.weight)[:,None]
+        z = F.linear(torch.tanh(keys + query), self.v.weight) # [n, `step.n`, 1]
         z = torch.cat([-z, z], 2) if step.kind=='skips' else z.transpose(1, 2)
-    if p.temperature!=1: z = z/p.temperature
-    z = p.tanh_constant/(p.op_tanh_reduce if step.reduce else 1) * torch.tanh(z)
+    if p.temperature!=1: z = z/self.temperature
+    z = (self.reduced if step.reduce else self.sharpness) * torch.tanh(z)
     if fixed is not None: z = z + fixed
     return z.log_softmax(-1)
 
@@ -104,8 +109,8 @@ def _next(self:Controller, step, action, states):
     return x if step.feed=='state' else x/(0.1 + step.n - action)
 
 # %% ../nbs/03_controller.ipynb #5e1a70c4
-def _sum(o): # [n, k]
-    return o[:,0] if o.shape[1]==1 else o.sum(1)
+def _sum(terms): # [n, k] each; one after the other, as they were decided
+    return reduce(torch.add, [o.squeeze(1) if o.shape[1]==1 else o.sum(1) for o in terms])
 
 @patch
 def _totals(self:Controller, decisions):
@@ -117,7 +122,7 @@ def _totals(self:Controller, decisions):
     took   = logits.gather(1, places).split(widths, 1)
     terms  = zip(widths, (logits.exp()*logits).split(sizes, 1))
     terms  = [o if w==1 else o.unflatten(1, (w,2)).sum(2) for w,o in terms]
-    return sum(map(_sum, took)), -sum(map(_sum, terms))
+    return _sum(took), -_sum(terms)
 
 # %% ../nbs/03_controller.ipynb #00000016
 @patch
@@ -137,7 +142,9 @@ def walk(self:Controller,
             logits = self._logits(step, getattr(self, f'fixed{t}'), h, keys)
             action = pick(step, logits)
             decisions.append(Decision(step, logits, action))
-        if step.remember: states.append(h if step.remember=='h' else zero); keys.append(self.key(h))
+        if step.remember:
+            states.append(h if step.remember=='h' else zero)
+            keys.append(F.linear(h, self.key.weight))
         x = self._next(step, action, states)
     codes = torch.cat([d.action for d in sorted(decisions, key=lambda d: d.step.at)], 1)
     return Walk(codes, *self._totals(decisions), tuple(decisions))
