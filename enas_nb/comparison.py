@@ -252,7 +252,8 @@ def plot_arms(comparison): # A `Comparison`
     ax.set_yticks(range(len(names)), [arm_names[o] for o in names])
     ax.set(xlabel=f'better than the random architectures of its seed, {c.measure.unit}',
            ylim=(-.6, len(names)-.4))
-    ax.set_title('dots: seeds; diamond and line: their mean and its 95% interval', fontsize=9)
+    ax.set_title('dots: seeds; diamond and line: their mean and its 95% interval', fontsize=9,
+                 loc='right')
     fig.tight_layout(); plt.close(fig)
     return fig
 
