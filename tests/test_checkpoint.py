@@ -1,5 +1,6 @@
 "A fit that is killed and begun again ends with the same numbers; damaged files are no danger."
 import random, shutil
+from functools import cache
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
@@ -60,18 +61,31 @@ def fit(learn, n=4, **kwargs):
     learn.end = end(learn) # now: random states go on
     return learn
 
+@cache
+def whole(kind):
+    "How a fit ends that nobody stopped: its state, and the scores of a search."
+    learn = fit(make(kind))
+    return learn.end, None if kind.endswith('final') else learn.derive(4).scores
+
+@pytest.fixture(scope='module')
+def killed(tmp_path_factory):
+    "The two files of a fit that was killed in its last epoch."
+    path = tmp_path_factory.mktemp('killed')
+    with pytest.raises(KeyboardInterrupt): fit(make('macro-final'), cbs=[Checkpoint(path), Stop(3)])
+    return path
+
 @pytest.mark.parametrize('epoch,batch', [(0, 3), (2, 0), (3, 3)])
 @pytest.mark.parametrize('kind', ['macro', 'micro', 'text', 'macro-final', 'micro-final', 'text-final'])
 def test_a_fit_that_was_killed_ends_alike(kind, epoch, batch, tmp_path):
-    whole = fit(make(kind), cbs=Checkpoint(tmp_path/'whole'))
     with pytest.raises(KeyboardInterrupt): fit(make(kind), cbs=[Checkpoint(tmp_path/'night'), Stop(epoch, batch)])
     torch.manual_seed(9); random.seed(9); np.random.seed(9)
     again = fit(make(kind), cbs=Checkpoint(tmp_path/'night', log=lambda o: None))
-    assert equal(whole.end, again.end)
-    if not kind.endswith('final'): assert whole.derive(4).scores==again.derive(4).scores
+    state, scores = whole(kind)
+    assert equal(state, again.end)
+    if scores: assert scores==again.derive(4).scores
 
 def test_a_checkpoint_changes_nothing(tmp_path):
-    assert equal(fit(make('macro'), cbs=Checkpoint(tmp_path/'a')).end, fit(make('macro')).end)
+    assert equal(fit(make('macro'), cbs=Checkpoint(tmp_path/'a')).end, whole('macro')[0])
 
 @pytest.mark.parametrize('make_cbs', [
     lambda d: SaveModelCallback('accuracy', fname='best'), lambda d: EarlyStoppingCallback('valid_loss', patience=2),
@@ -101,13 +115,13 @@ def test_averaged_weights_go_on(tmp_path):
     with pytest.raises(KeyboardInterrupt): fit(learner(), cbs=[Checkpoint(tmp_path), Stop(5)])
     assert equal(whole.end, fit(learner(), cbs=Checkpoint(tmp_path, log=lambda o: None)).end)
 
-def test_the_older_file_serves(tmp_path):
-    whole, lines = fit(make('macro-final')), []
-    with pytest.raises(KeyboardInterrupt): fit(make('macro-final'), cbs=[Checkpoint(tmp_path), Stop(3)])
+def test_the_older_file_serves(tmp_path, killed):
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
+    lines = []
     older, newer = sorted(tmp_path.iterdir())
     newer.write_bytes(newer.read_bytes()[:-100])
     again = fit(make('macro-final'), cbs=Checkpoint(tmp_path, log=lines.append))
-    assert equal(whole.end, again.end) and 'the one before is used' in lines[0] and older.name in lines[1]
+    assert equal(whole('macro-final')[0], again.end) and 'the one before is used' in lines[0] and older.name in lines[1]
 
 def test_foreign_files_do_not_begin_anew(tmp_path):
     with pytest.raises(KeyboardInterrupt): fit(make('macro'), cbs=[Checkpoint(tmp_path), Stop(2)])
@@ -211,15 +225,14 @@ wrong = dict(
     moments=lambda s: [o.update({k: torch.zeros(3) for k,v in o.items() if torch.is_tensor(v)}) for o in s['opt']['state'].values()])
 
 @pytest.mark.parametrize('name', wrong)
-def test_a_damaged_state_takes_no_effect(name, tmp_path):
+def test_a_damaged_state_takes_no_effect(name, tmp_path, killed):
     "The older file serves; where there is none, one line, and the Learner is as before."
-    whole = fit(make('macro-final'))
-    with pytest.raises(KeyboardInterrupt): fit(make('macro-final'), cbs=[Checkpoint(tmp_path), Stop(3)])
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     older, newer = sorted(tmp_path.iterdir())
     state = read_state(newer)
     wrong[name](state)
     write_state(newer, state)
-    assert equal(whole.end, fit(make('macro-final'), cbs=Checkpoint(tmp_path, log=lambda o: None)).end)
+    assert equal(whole('macro-final')[0], fit(make('macro-final'), cbs=Checkpoint(tmp_path, log=lambda o: None)).end)
     for o in tmp_path.iterdir(): o.unlink()
     write_state(tmp_path/newer.name, state)
     learn = make('macro-final')
