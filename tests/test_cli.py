@@ -41,7 +41,7 @@ def start(cmd, *args, **env):
 def call(cmd, *args, **env):
     "Status, stdout and stderr of the installed script."
     p = start(cmd, *args, **env)
-    try: out,err = p.communicate(timeout=120)
+    try: out,err = p.communicate(timeout=300)
     finally: p.kill()
     return p.returncode, out, err
 
@@ -160,7 +160,7 @@ def test_a_stopped_run_says_how_to_go_on(folder, number):
         for line in p.stdout:
             if 'epoch' in line: break
         os.kill(p.pid, number)
-        out,err = p.communicate(timeout=60)
+        out,err = p.communicate(timeout=300)
     finally: p.kill()
     assert p.returncode==128+number
     is_one_line(err, 'enas-search', 'interrupted', 'enas-search --resume deep/run')
@@ -290,11 +290,11 @@ def test_a_text_of_ones_own(capfd, folder, monkeypatch):
 def test_two_processes_share_a_run(folder):
     "The second one takes what the first has left; the result is that of one process."
     alone = start('enas-search', '--epochs', '1', '--device', 'cpu', '--out', 'alone')
-    alone.communicate(timeout=120)
+    alone.communicate(timeout=300)
     first = start('enas-search', '--epochs', '1', '--device', 'cpu', '--out', 'both')
     while not Path('both/tasks').is_dir(): time.sleep(.05)
     second = start('enas-search', '--resume', 'both')
-    said = [p.communicate(timeout=120) for p in (first, second)]
+    said = [p.communicate(timeout=300) for p in (first, second)]
     assert [first.returncode, second.returncode]==[0, 0], said
     retrained = [[l.split('  ')[1] for l in out.splitlines() if ' test accuracy ' in l] for out,err in said]
     assert all(retrained) and not set(retrained[0]) & set(retrained[1])
@@ -335,7 +335,7 @@ def test_a_folder_that_vanishes(folder):
         for line in p.stdout:
             if 'epoch' in line: break
         Path('gone').rename('elsewhere')
-        out,err = p.communicate(timeout=60)
+        out,err = p.communicate(timeout=300)
     finally: p.kill()
     assert p.returncode==2
     is_one_line(err, 'enas-search', 'gone')
