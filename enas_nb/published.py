@@ -81,7 +81,7 @@ heads = {k: RecipeHead(about) for k,about in {
     'fashion-macro':
         'Fashion-MNIST, 10,000 training images, 6 layers: about 10 minutes on one core',
     'cifar10-macro-small':
-        'CIFAR-10, 20,000 training images, 6 layers: about 30 minutes on one core',
+        'CIFAR-10, 20,000 training images, 6 layers: about 35 minutes on one core',
     'cifar10-micro-small':
         'CIFAR-10, 20,000 training images, cells of 3 nodes: about 41 minutes on one core',
     'text-small': 'The prose of installed docstrings, 80,000 words, 2,000 different ones, '

@@ -38,5 +38,8 @@ def test_readme_says_what_the_tables_say():
     c, d = cells.difference('children', 'equal'), ptb.difference('children', 'random')
     assert cells.table.seed.nunique()==5 and f'by {c.mean:.2f} points on CIFAR-10 with micro cells ({c.low:.2f} to {c.high:.2f})' in readme
     assert ptb.table.seed.nunique()==3 and within(d, 3, ' nats') in readme and within(cells.difference('derived', 'search'), 2, ' points') in readme
+    macro = table('cifar10-macro-small')
+    for arms in (('children', 'random'), ('children', 'equal'), ('derived', 'search')): assert within(macro.difference(*arms), 2, ' points') in readme, arms
+    assert f'macro networks ({macro.table.seed.nunique()}' in readme
     for o in (within(digits.difference('derived', 'search'), 2, ' points'), within(text.difference('derived', 'search'), 3, ' nats')):
         assert o in readme, o
