@@ -33,20 +33,21 @@ def count_params(arch, # The architecture
     return n-aux, aux
 
 # %% ../nbs/appendix/cost.ipynb #41223ab8
+def _count(net, shape):
+    "`multiply_adds` of a network that nobody needs afterwards: its mode and its memory change."
+    if hasattr(net, 'reset'): net.reset()
+    kind = dict(dtype=torch.float if shape else torch.long, device=next(net.parameters()).device)
+    x = torch.zeros(2, *shape or (1,), **kind) # two items, since batch norm may need them
+    with torch.no_grad(), FlopCounterMode(display=False) as flops: net.eval()(x)
+    return flops.get_total_flops()//4
+
 def multiply_adds(net,   # A network; on the meta device nothing is computed
                   shape): # Shape of one image: channels, height, width; `()` for a word
     "Multiply-adds of matrix products and convolutions for one image, or one word."
-    def count(net):
-        kind = dict(dtype=torch.float if shape else torch.long,
-                    device=next(net.parameters()).device)
-        x = torch.zeros(2, *shape or (1,), **kind) # two items, since batch norm may need them
-        with torch.no_grad(), FlopCounterMode(display=False) as flops: net(x)
-        return flops.get_total_flops()//4
     memory = getattr(net, 'hidden', None)
     if hasattr(net, 'reset'): net.reset()
-    # copies: the network itself keeps its mode and its memory
-    try: return count(copy.deepcopy(net).to('meta').eval())
-    except (NotImplementedError, RuntimeError): return count(copy.deepcopy(net).eval())
+    try: return _count(copy.deepcopy(net).to('meta'), shape)
+    except (NotImplementedError, RuntimeError): return _count(copy.deepcopy(net), shape)
     finally:
         if hasattr(net, 'reset'): net.hidden = memory
 
@@ -86,7 +87,7 @@ def shared_cost(recipe, # A `Recipe`
                 shape): # Shape of one image; `()` for a word
     "Multiply-adds of an image or a word in the shared network, the mean over `archs`."
     net, costs = _light(lambda: recipe.search_net(n_in, n_out)), []
-    for net.arch in archs: costs.append(multiply_adds(net, shape))
+    for net.arch in archs: costs.append(_count(net, shape))
     return sum(costs)/len(costs)
 
 def final_cost(recipe, # A `Recipe`
@@ -96,7 +97,7 @@ def final_cost(recipe, # A `Recipe`
                shape): # Shape of one image; `()` for a word
     "Multiply-adds of an image or a word in the final network of `arch`."
     sizes = recipe.space.sizes(recipe.preset.final) | recipe.final_sizes()
-    return multiply_adds(_light(lambda: recipe.space.final_net(arch, n_in, n_out, **sizes)), shape)
+    return _count(_light(lambda: recipe.space.final_net(arch, n_in, n_out, **sizes)), shape)
 
 # %% ../nbs/appendix/cost.ipynb #5d0a4b31
 def spent(recipe,  # A `Recipe`
