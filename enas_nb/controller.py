@@ -84,7 +84,7 @@ def _logits(self:Controller, step, fixed, h, keys):
     "Log-probabilities of the choices at `step` for outputs `h` [n, hidden]: [n, width, choices]."
     p = self.preset
     if step.kind=='op':
-        z = F.linear(h, self.op_out.weight)[:,None] # a layer's own call takes as long again
+        z = F.linear(h, self.op_out.weight)[:,None] # calling the layer costs more
         if self.op_bias is not None: z = z + self.op_bias
     else: # attention
         keys = torch.stack([keys[j] for j in step.among], 1)

@@ -46,6 +46,7 @@ def multiply_adds(net,   # A network; on the meta device nothing is computed
     "Multiply-adds of matrix products and convolutions for one image, or one word."
     memory = getattr(net, 'hidden', None)
     if hasattr(net, 'reset'): net.reset()
+    # copies: the network itself keeps its mode and its memory
     try: return _count(copy.deepcopy(net).to('meta'), shape)
     except (NotImplementedError, RuntimeError): return _count(copy.deepcopy(net), shape)
     finally:
