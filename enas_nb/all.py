@@ -19,6 +19,7 @@ from .macro import *
 from .micro import *
 from .recurrent import *
 from .checkpoint import *
+from .steady import *
 from .train import *
 from .rewards import *
 from .learner import *
