@@ -2,6 +2,7 @@
 
 from .checks import *
 from .space import *
+from .arch_files import *
 from .exercise import *
 from .layout import *
 from .draw import *

@@ -12,7 +12,7 @@ import json, math
 import numpy as np
 from fastai.callback.core import Callback
 from .checks import _number, brief, read_json, write_file
-from .space import space_from_dict
+from .arch_files import space_from_dict
 from .draw import shares
 from .parallel import OwnModel, bare
 

@@ -20,7 +20,7 @@ from enas_nb.reinforce import Reinforce
 from enas_nb.macro import MacroSpace
 from enas_nb.micro import MicroSpace, to_genotype
 from enas_nb.recurrent import RecurrentSpace
-from enas_nb.space import load_arch
+from enas_nb.arch_files import load_arch
 
 BIN = Path(sysconfig.get_path('scripts'))
 

@@ -20,7 +20,8 @@ from enas_nb.macro import MacroSpace
 from enas_nb.micro import MicroSpace
 from enas_nb.published import published
 from enas_nb.recurrent import RecurrentSpace
-from enas_nb.space import Arch, Op, SearchSpace, Step, TinySpace, load_arch
+from enas_nb.arch_files import load_arch
+from enas_nb.space import Arch, Op, SearchSpace, Step, TinySpace
 
 ns = '{http://www.w3.org/2000/svg}'
 spaces = st.one_of(st.builds(TinySpace), st.builds(MacroSpace, st.integers(1, 14)), st.builds(MicroSpace, st.integers(1, 8)), st.builds(RecurrentSpace, st.integers(1, 13)))
