@@ -6,6 +6,7 @@ from .arch_files import *
 from .exercise import *
 from .layout import *
 from .draw import *
+from .curves import *
 from .presets import *
 from .controller import *
 from .reinforce import *

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from IPython.core.formatters import DisplayFormatter
 
-from enas_nb.draw import Drawing, _d, _el, _ink, _say_edge, _say_node, _slots, _spare, draw, op_colors, plot_history, plot_op_share, shares
+from enas_nb.curves import plot_history, plot_op_share, shares
+from enas_nb.draw import Drawing, _d, _el, _ink, _say_edge, _say_node, _slots, _spare, draw, op_colors
 from enas_nb.layout import crossings, layered
 from enas_nb.macro import MacroSpace
 from enas_nb.micro import MicroSpace
