@@ -20,6 +20,7 @@ from .layers import *
 from .macro import *
 from .micro import *
 from .recurrent import *
+from .rnn_memory import *
 from .checkpoint import *
 from .train import *
 from .rewards import *
