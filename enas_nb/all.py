@@ -19,6 +19,7 @@ from .text import *
 from .layers import *
 from .macro import *
 from .micro import *
+from .genotype import *
 from .recurrent import *
 from .rnn_memory import *
 from .checkpoint import *

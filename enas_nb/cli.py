@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
-
-# %% ../nbs/17_cli.ipynb #4233fc82
 from .published import heads, published
 
 # %% ../nbs/17_cli.ipynb #00000008
@@ -109,7 +107,7 @@ def _find(text, space):
     if text in published: return published[text].arch, published[text].sizes, published[text].about
     if os.path.isfile(text): return load_arch(text), {}, text
     if text.lstrip().startswith('Genotype('):
-        from enas_nb.micro import from_genotype
+        from enas_nb.genotype import from_genotype
         return from_genotype(text), {}, 'given as a DARTS genotype'
     if not re.fullmatch(r'[0-9\s,|\[\]()]+', text):
         raise ValueError(f'{brief(text)} is no file, no integers, and none of the published '
@@ -422,7 +420,6 @@ def _compare(argv):
         raise Stopped(*(e.args[:1] or [signal.SIGINT]), line) from None
     return _evaluate([a.folder])
 
-# %% ../nbs/17_cli.ipynb #0d501d03
 def enas_compare(argv=None): # Words after the command; the process's by default
     "The command `enas-compare`: returns its exit status."
     return _main('enas-compare', _compare, argv)

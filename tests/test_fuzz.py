@@ -14,7 +14,8 @@ import pytest
 
 from enas_nb import cli, comparison, experiment
 from enas_nb.macro import MacroSpace
-from enas_nb.micro import MicroSpace, from_genotype, to_genotype
+from enas_nb.genotype import from_genotype, to_genotype
+from enas_nb.micro import MicroSpace
 from enas_nb.presets import Preset
 from enas_nb.published import published
 from enas_nb.recipes import Recipe, recipes
