@@ -23,6 +23,7 @@ from .genotype import *
 from .recurrent import *
 from .rnn_memory import *
 from .checkpoint import *
+from .steady import *
 from .train import *
 from .rewards import *
 from .learner import *

@@ -31,7 +31,8 @@ from .space import Arch
 from .memory import MemoryDL, rng
 from .data import train_on_all
 from .checkpoint import Checkpoint
-from .train import Diverged, clock, preset_cbs
+from .steady import Diverged
+from .train import clock, preset_cbs
 from .learner import learner_args
 from .search import SearchCallback, search_learner
 from .trace import Trace, write_trace

@@ -38,7 +38,8 @@ from .presets import Preset, robust
 from .memory import random_state
 from .parallel import bare, place
 from .text import find_task
-from .train import OwnEvents, l2_decay, optimizer, with_grad
+from .steady import OwnEvents, with_grad
+from .train import l2_decay, optimizer
 
 # %% ../nbs/appendix/learner.ipynb #0f151007
 def check_space(

@@ -18,7 +18,8 @@ from .parallel import OwnModel
 from .checkpoint import _about
 from .data import add_cutout
 from .text import find_task
-from .train import OwnEvents, preset_cbs
+from .steady import OwnEvents
+from .train import preset_cbs
 from .rewards import check_metrics
 from .learner import (FitCheck, build_net, check_cbs, check_like, learner_args, own_methods,
                              pick_preset, split_kwargs, use_methods)

@@ -37,7 +37,8 @@ from .checkpoint import (_about, check_state, learn_state, load_learn_state, rea
                                 write_state)
 from .cost import count_params
 from .layers import Calibrated
-from .train import FiniteClip, OwnEvents, clock, preset_cbs, with_grad
+from .steady import FiniteClip, OwnEvents, with_grad
+from .train import clock, preset_cbs
 from .rewards import as_reward, check_metrics, with_arch
 from .learner import (FitCheck, build_net, check_cbs, check_like, check_space, has_data,
                              learner_args, own_methods, pick_preset, split_kwargs, use_methods,

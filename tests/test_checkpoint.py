@@ -100,7 +100,7 @@ def test_callbacks_of_fastai_go_on(make_cbs, tmp_path, monkeypatch):
 
 def test_averaged_weights_go_on(tmp_path):
     "NTASGD has begun to average before the kill."
-    from enas_nb.train import NTASGD
+    from enas_nb.steady import NTASGD
     def learner():
         learn = make('text-final')
         learn.add_cb(NTASGD(1))

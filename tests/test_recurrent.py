@@ -26,7 +26,7 @@ from enas_nb.search import score_batch, search_learner
 from enas_nb.space import Op
 
 from enas_nb.text import evaluate_ppl, file_dls, lm_dls, ptb_dls, tokens
-from enas_nb.train import NTASGD
+from enas_nb.steady import NTASGD
 
 space = RecurrentSpace(5)
 a, b = space.archs(space.random(2, seed=3))

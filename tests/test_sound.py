@@ -17,7 +17,7 @@ from enas_nb.reinforce import Reinforce
 from enas_nb.report import verdict
 from enas_nb.retrain import arch_learner
 from enas_nb.search import search_learner
-from enas_nb.train import Diverged
+from enas_nb.steady import Diverged
 from enas_nb.text import lm_dls
 from enas_nb.recurrent import RecurrentSpace
 

@@ -16,7 +16,8 @@ from fastai.text.models.core import get_language_model
 from torch import nn
 
 from enas_nb.presets import enas_lm, released
-from enas_nb.train import NTASGD, FiniteClip, nesterov, optimizer
+from enas_nb.steady import NTASGD, FiniteClip
+from enas_nb.train import nesterov, optimizer
 
 def quiet(learn, *args):
     with learn.no_bar(), learn.no_logging(): learn.fit(*args)
