@@ -2,9 +2,11 @@
 
 from .checks import *
 from .space import *
+from .arch_files import *
 from .exercise import *
 from .layout import *
 from .draw import *
+from .curves import *
 from .presets import *
 from .controller import *
 from .reinforce import *
@@ -17,7 +19,9 @@ from .text import *
 from .layers import *
 from .macro import *
 from .micro import *
+from .genotype import *
 from .recurrent import *
+from .rnn_memory import *
 from .checkpoint import *
 from .steady import *
 from .train import *

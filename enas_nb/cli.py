@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
-
-# %% ../nbs/17_cli.ipynb #4233fc82
 from .published import heads, published
 
 # %% ../nbs/17_cli.ipynb #00000008
@@ -91,7 +89,7 @@ spaces = ('macro', 'micro', 'recurrent', 'enas_lm')
 def infer_space(name,  # One of `spaces`
                 n):    # Number of integers; `ValueError` if no size of the space has so many
     "The space, with all its ops, whose architectures have `n` integers."
-    from enas_nb.space import find_space
+    from enas_nb.arch_files import find_space
     later = name=='enas_lm' # that cell has ops and a first node of its own
     def space(size):
         return (replace(published['enas-lm'].arch.space, n_nodes=size) if later else
@@ -105,11 +103,11 @@ def infer_space(name,  # One of `spaces`
 def _find(text, space):
     "The architecture that `text` names, the sizes of its published network, and its origin."
     from enas_nb.checks import brief
-    from enas_nb.space import load_arch
+    from enas_nb.arch_files import load_arch
     if text in published: return published[text].arch, published[text].sizes, published[text].about
     if os.path.isfile(text): return load_arch(text), {}, text
     if text.lstrip().startswith('Genotype('):
-        from enas_nb.micro import from_genotype
+        from enas_nb.genotype import from_genotype
         return from_genotype(text), {}, 'given as a DARTS genotype'
     if not re.fullmatch(r'[0-9\s,|\[\]()]+', text):
         raise ValueError(f'{brief(text)} is no file, no integers, and none of the published '
@@ -370,7 +368,7 @@ def _train(argv):
         if not a.recipe:
             raise ValueError(f'name a recipe, since there is none for {arch.space}: '
                              f'{", ".join(heads)}')
-    from enas_nb.space import arch_from_json
+    from enas_nb.arch_files import arch_from_json
     asked = _asked(a) | dict(arch=None if a.resume else json.loads(arch.to_json()))
     run = _folder(a, asked, a.recipe and f'{a.recipe}-train')
     if not _finished(run):
@@ -422,7 +420,6 @@ def _compare(argv):
         raise Stopped(*(e.args[:1] or [signal.SIGINT]), line) from None
     return _evaluate([a.folder])
 
-# %% ../nbs/17_cli.ipynb #0d501d03
 def enas_compare(argv=None): # Words after the command; the process's by default
     "The command `enas-compare`: returns its exit status."
     return _main('enas-compare', _compare, argv)

@@ -24,7 +24,7 @@ class Published:
     def arch(self):
         "The architecture."
         # imported here, since it needs torch, and a list of names does not
-        from enas_nb.space import find_space
+        from enas_nb.arch_files import find_space
         return find_space(self.space)(**self.args).parse(self.text)
 
 # %% ../nbs/appendix/published.ipynb #34fc4763

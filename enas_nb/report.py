@@ -15,7 +15,8 @@ from types import SimpleNamespace
 import numpy as np, pandas as pd
 import matplotlib.pyplot as plt
 from .checks import approx, write_file
-from .draw import draw, plot_history
+from .curves import plot_history
+from .draw import draw
 from .presets import n_epochs, phases
 from .alarms import decided
 from .evaluate import Findings, arm_names, told

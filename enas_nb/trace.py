@@ -12,8 +12,8 @@ import json, math
 import numpy as np
 from fastai.callback.core import Callback
 from .checks import _number, brief, read_json, write_file
-from .space import space_from_dict
-from .draw import shares
+from .arch_files import space_from_dict
+from .curves import shares
 from .parallel import OwnModel, bare
 
 # %% ../nbs/appendix/trace.ipynb #13e00006

@@ -17,7 +17,8 @@ import matplotlib.pyplot as plt
 import numpy as np, torch
 from fastcore.basics import patch
 from .space import Arch, SearchSpace, TinySpace
-from .draw import draw_decided, plot_shares
+from .curves import plot_shares
+from .draw import draw_decided
 from .controller import Controller
 from .cost import multiply_adds, usual
 from .alarms import decided

@@ -18,9 +18,10 @@ from enas_nb.published import heads
 from enas_nb.recipes import published, recipes
 from enas_nb.reinforce import Reinforce
 from enas_nb.macro import MacroSpace
-from enas_nb.micro import MicroSpace, to_genotype
+from enas_nb.genotype import to_genotype
+from enas_nb.micro import MicroSpace
 from enas_nb.recurrent import RecurrentSpace
-from enas_nb.space import load_arch
+from enas_nb.arch_files import load_arch
 
 BIN = Path(sysconfig.get_path('scripts'))
 

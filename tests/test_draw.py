@@ -14,13 +14,15 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from IPython.core.formatters import DisplayFormatter
 
-from enas_nb.draw import Drawing, _d, _el, _ink, _say_edge, _say_node, _slots, _spare, draw, op_colors, plot_history, plot_op_share, shares
+from enas_nb.curves import plot_history, plot_op_share, shares
+from enas_nb.draw import Drawing, _d, _el, _ink, _say_edge, _say_node, _slots, _spare, draw, op_colors
 from enas_nb.layout import crossings, layered
 from enas_nb.macro import MacroSpace
 from enas_nb.micro import MicroSpace
 from enas_nb.published import published
 from enas_nb.recurrent import RecurrentSpace
-from enas_nb.space import Arch, Op, SearchSpace, Step, TinySpace, load_arch
+from enas_nb.arch_files import load_arch
+from enas_nb.space import Arch, Op, SearchSpace, Step, TinySpace
 
 ns = '{http://www.w3.org/2000/svg}'
 spaces = st.one_of(st.builds(TinySpace), st.builds(MacroSpace, st.integers(1, 14)), st.builds(MicroSpace, st.integers(1, 8)), st.builds(RecurrentSpace, st.integers(1, 13)))

@@ -3,7 +3,8 @@ import pytest, torch
 
 from enas_nb.macro import MacroNet, MacroSpace
 from enas_nb.micro import MicroNet, MicroSpace
-from enas_nb.recurrent import RecurrentLM, RecurrentSpace, StatelessLM
+from enas_nb.recurrent import RecurrentLM, RecurrentSpace
+from enas_nb.rnn_memory import StatelessLM
 from enas_nb.space import Arch
 
 pytestmark = pytest.mark.filterwarnings('ignore')

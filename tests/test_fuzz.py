@@ -14,13 +14,15 @@ import pytest
 
 from enas_nb import cli, comparison, experiment
 from enas_nb.macro import MacroSpace
-from enas_nb.micro import MicroSpace, from_genotype, to_genotype
+from enas_nb.genotype import from_genotype, to_genotype
+from enas_nb.micro import MicroSpace
 from enas_nb.presets import Preset
 from enas_nb.published import published
 from enas_nb.recipes import Recipe, recipes
 from enas_nb.recurrent import RecurrentSpace
 from enas_nb.checks import _from_json
-from enas_nb.space import TinySpace, arch_from_json, load_arch, space_from_dict
+from enas_nb.arch_files import arch_from_json, load_arch, space_from_dict
+from enas_nb.space import TinySpace
 from enas_nb.trace import read_trace
 
 EACH    = int(os.environ.get('ENAS_NB_FUZZ', 0)) # calls of each reader; 0: the shares of `READERS`

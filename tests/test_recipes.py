@@ -19,7 +19,8 @@ from enas_nb.recurrent import RecurrentSpace
 from enas_nb.report import paired, plot_retrained, report, write_result, write_search
 from enas_nb.retrain import arch_learner
 from enas_nb.search import search_learner
-from enas_nb.space import Op, SearchSpace, Step, load_arch
+from enas_nb.arch_files import load_arch
+from enas_nb.space import Op, SearchSpace, Step
 from enas_nb.text import lm_dls
 from enas_nb.train import preset_cbs
 

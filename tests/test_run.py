@@ -7,7 +7,7 @@ import pandas as pd, pytest
 
 from enas_nb.report import write_result, write_search
 from enas_nb.run import Run, new_run, next_run
-from enas_nb.space import load_arch
+from enas_nb.arch_files import load_arch
 
 RESULTS = Path(__file__).parents[1]/'nbs/tutorials/results'
 

@@ -9,10 +9,12 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from enas_nb.macro import MacroNet, MacroSpace, SharedMacroNet, final_conv, shared_conv
-from enas_nb.micro import Genotype, MicroNet, MicroSpace, SharedMicroNet, from_genotype
+from enas_nb.genotype import Genotype, from_genotype
+from enas_nb.micro import MicroNet, MicroSpace, SharedMicroNet
 from enas_nb.recurrent import RecurrentSpace
 from enas_nb.checks import approx, write_file
-from enas_nb.space import Arch, ListedSpace, Op, SearchSpace, Step, TinySpace, arch_from_json, find_space, load_arch, space_from_dict
+from enas_nb.arch_files import ListedSpace, arch_from_json, find_space, load_arch, space_from_dict
+from enas_nb.space import Arch, Op, SearchSpace, Step, TinySpace
 
 def activations():
     "A space that has nothing but decisions: an activation after each of a few layers."

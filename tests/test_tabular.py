@@ -10,7 +10,7 @@ from enas_nb import tabular
 from enas_nb.controller import Controller
 from enas_nb.presets import robust
 from enas_nb.reinforce import Reinforce
-from enas_nb.space import arch_from_json
+from enas_nb.arch_files import arch_from_json
 from enas_nb.tabular import (CellTable, Table201, all_log_probs, best_rate, cell_table, compare201, evolve201, follow, policies201, random_search,
                              rates201, read_plain, rewards_until, tables201, tried201)
 
