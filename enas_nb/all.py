@@ -14,6 +14,7 @@ from .memory import *
 from .data import *
 from .fused import *
 from .text import *
+from .task import *
 from .layers import *
 from .macro import *
 from .micro import *

@@ -6,7 +6,7 @@ Docs: https://enas-nb.github.io/enas_nb/data.html.md"""
 
 # %% auto #0
 __all__ = ['ImageNormalize', 'images_dls', 'open_test', 'digits_dls', 'split_valid', 'train_on_all', 'PadCropFlip', 'CutOut',
-           'add_cutout', 'fashion_dls', 'cifar10_dls', 'Found', 'folder_dls', 'Measure', 'Task', 'ImageTask']
+           'add_cutout', 'fashion_dls', 'cifar10_dls', 'Found', 'folder_dls']
 
 # %% ../nbs/05_data.ipynb #1571e07b
 import gzip,hashlib,math,os,warnings,zlib
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from copy import copy
 from functools import partial
 from pathlib import Path
-from typing import Callable,NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,20 +25,16 @@ from safetensors import SafetensorError,safe_open
 from safetensors.torch import save
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from fastcore.all import L,ifnone,patch,store_attr
+from fastcore.all import L,ifnone,store_attr
 from fasttransform import Transform
 from fastai.data.core import Datasets
 from fastai.data.external import URLs,fastai_path,untar_data
-from fastai.data.transforms import Categorize,Normalize,get_c
-from fastai.losses import CrossEntropyLossFlat
-from fastai.metrics import accuracy
+from fastai.data.transforms import Categorize,Normalize
 from fastai.torch_core import TensorCategory,TensorImage,TensorImageBW,default_device
-from fastai.vision.core import PILBase
 
-from .checks import _int, _one_of, write_file
-from .reinforce import loss_reward
+from .checks import _int, write_file
 from .memory import (BatchRandom,MemoryDL,MemoryDataLoaders,MemoryDataset,as_floats,
-                            cache_valid,check_images,fastai_dls,first_batch,rng,with_valid)
+                            cache_valid,fastai_dls,rng)
 
 # %% ../nbs/05_data.ipynb #0000000a
 class ImageNormalize(Normalize):
@@ -620,197 +616,3 @@ def folder_dls(
                       (sizes!=torch.tensor(hw)).any(1).sum().item(),
                       (side.min().item(),side.max().item()), _n_repeated(parts), tuple(left))
     return res
-
-# %% ../nbs/05_data.ipynb #00000040
-class Measure(NamedTuple):
-    "What networks are compared by"
-    name:str      # as it stands in a result
-    items:str     # what is counted
-    show:str      # a format for one of its numbers
-    unit:str      # of a gain
-    scale:int     # what a gain is multiplied by for that unit
-    digits:int    # of a gain
-    gain:Callable # how much better the first of two is
-    best:Callable # of several
-
-# %% ../nbs/05_data.ipynb #5d0a4b26
-class Task:
-    "What a search and a retraining must know of their data"
-    name    = None # 'images' or 'text', as in a part of a preset
-    measure = None # the `Measure` of its results
-    scores  = None # what an architecture can earn, by name: functions of (predictions, targets)
-    methods = {}   # of a Learner that it replaces, and by which
-    item = staticmethod(lambda x: ()) # shape of an item of inputs `x`, as `multiply_adds` takes it
-    def __init__(self,
-        dls): # `DataLoaders`, or a pair of loaders; `ValueError` if their batches are no such data
-        dls = fastai_dls(dls)
-        x,y = first_batch(dls, 0)
-        self.dls,self.n_in,self.n_out = dls,self.reads(x, dls),get_c(dls) or None
-        if not self.n_in:
-            raise ValueError(f'a batch is {x.dtype} {tuple(x.shape)}, and that is not {self.name}')
-        self.shape = self.item(x)
-        self.check(x, y)
-
-    @staticmethod
-    def look(dls):
-        "The inputs of one training batch; moves no random state"
-        return first_batch(fastai_dls(dls), 0)[0]
-    def check(self, x, y): "Refuse with a `ValueError` a training batch that is of no use"
-    @classmethod
-    def fits(cls, dls): # fastai `DataLoaders`
-        "Does a batch of `dls` look like this task's? Moves no random state"
-        return bool(cls.reads(cls.look(dls), dls))
-    def loss(self):
-        "What trains by default: the loss that the data bring, or cross entropy"
-        return getattr(self.dls.train_ds, 'loss_func', None) or CrossEntropyLossFlat()
-    def fingerprint(self) -> str: # 16 hex digits
-        "A hash of all data, the test data too, and of the classes or words"
-        h = hashlib.sha256(str(list(self.dls.vocab)).encode())
-        for t in self.tensors(): h.update(t.cpu().numpy().tobytes())
-        return h.hexdigest()[:16]
-
-# %% ../nbs/05_data.ipynb #5d0a4b44
-@patch
-def expect(self:Task,
-    loss_func=None, # the loss that the caller gave, if any
-    n_out=None,     # outputs of the network that the caller gave, if any
-) -> Task: # this one, that knows both
-    "Take a loss and a number of outputs; `ValueError` if they do not fit the targets"
-    if n_out is not None: self.n_out = _int(n_out, 'n_out', 1)
-    return self
-
-@patch
-def halves(self:Task,
-    seed=0,     # of the split
-    same=False, # the whole validation set for both, as in the paper?
-) -> tuple: # a `MemoryDL` that rewards θ, and `DataLoaders` that validate on the other half
-    "The validation set in two halves by `split_valid`; the Learner of a search gets the second"
-    reward,select = split_valid(self.dls, seed, same)
-    return reward,with_valid(self.dls, select)
-
-def _check_depth(dls, n=100):
-    "Refuse files that fastai or torchvision would make white; looks at the first `n` of a part"
-    for dl in dls.loaders:
-        ds = getattr(dl, 'dataset', None)
-        while hasattr(ds, 'o') or not hasattr(ds, 'tls') and hasattr(ds, 'dataset'):
-            ds = getattr(ds, 'o', None) or ds.dataset
-        lists = getattr(ds, 'tls', None)
-        opens = lists and any(isinstance(o, type) and issubclass(o, PILBase)
-                              for o in lists[0].types or ())
-        items = lists[0].items if opens else [o[0] for o in getattr(ds, 'samples', ())]
-        for f in [o for o in list(items[:n]) if isinstance(o, (str,Path))]:
-            with Image.open(f) as img: mode = img.mode
-            if mode[0] in 'IF':
-                raise ValueError(_cannot(f, f'mode {mode}: all above 255 would be white; '
-                                            '`folder_dls` reads 16 bits'))
-
-# %% ../nbs/05_data.ipynb #00000042
-def _minus(loss, pred, targ): return -loss(pred, targ)
-
-class ImageTask(Task):
-    "Images and their classes, or other targets that come with a loss"
-    name    = 'images'
-    item    = staticmethod(lambda x: tuple(x.shape[1:]))
-    measure = Measure('accuracy', 'images', '{:.2%}', 'points', 100, 2, lambda a,b: a-b, max)
-    scores  = dict(accuracy=accuracy, loss=loss_reward)
-    classes = True # else the targets are numbers, or several classes for each image
-    @classmethod
-    def reads(cls, x, # inputs of a batch
-              dls):   # the `DataLoaders` that it came from
-        "Channels of the images; None if `x` holds none"
-        return x.shape[1] if x.ndim==4 else None
-    def sizes(self):
-        "Images of each part; opens the test data"
-        return dict(zip(('train','valid','test'), [len(o.dataset) for o in self._loaders()]))
-    def tensors(self):
-        "All images and classes; opens the test data"
-        return [t for dl in self._loaders() for t in dl.dataset.tensors]
-    def _loaders(self): return self.dls.train,self.dls.valid,open_test(self.dls)
-    def measured(self,
-        learn, # a trained Learner
-        part,  # 'valid' or 'test'; `ValueError` for others
-    ) -> dict:
-        "Its accuracy on all images of a part, `value`, None if it diverged; and `parts`, None here"
-        _one_of(part, 'part', ('valid', 'test'))
-        was,learn.metrics = learn.metrics,self.metric()
-        try: loss,value = learn.validate(dl=None if part=='valid' else open_test(self.dls))
-        finally: learn.metrics = was
-        return dict(value=value if math.isfinite(loss) else None, parts=None)
-    def shared(self, scores, # accuracies of `score_archs`, a tensor [n]
-               part):        # search part of a preset
-        "What several architectures reach with the shared weights: their mean accuracy"
-        return scores.nan_to_num(0.).mean().item()
-
-# %% ../nbs/05_data.ipynb #5d0a4b43
-@patch
-def check(self:ImageTask, x, y): # a training batch; `ValueError` if nothing can be trained on it
-    _check_depth(self.dls)
-    check_images(x, y, *first_batch(self.dls, 1))
-    self.classes,self.y = not y.is_floating_point(),y.as_subclass(Tensor)
-
-@patch
-def loss(self:ImageTask):
-    "What trains by default: the loss that the data bring, or cross entropy for classes"
-    own = getattr(self.dls.train_ds, 'loss_func', None)
-    if own is None and not self.classes:
-        raise ValueError(f'targets are {self.y.dtype} {tuple(self.y.shape)}, and no classes '
-                         f'(so `n_out` is {self.y[0].numel()}): give `loss_func`, for numbers '
-                         'MSELossFlat(), for several classes of an image BCEWithLogitsLossFlat(); '
-                         'for one class, integers [n]')
-    return own or CrossEntropyLossFlat()
-
-@patch
-def metric(self:ImageTask):
-    "What a retraining reports by default; None, that is the loss alone, without classes"
-    return accuracy if self.classes else None
-
-@patch
-def search_metric(self:ImageTask):
-    "What the row of a search reports by default"
-    return self.metric()
-
-@patch
-def reward(self:ImageTask, part): # search part of a preset
-    "What rewards θ by default: a function of (predictions, targets), the more the better"
-    return self.scores.get(getattr(part, 'reward', 'accuracy'), self.scores['loss'])
-
-# %% ../nbs/05_data.ipynb #5d0a4b42
-def _in_range(y, n, part):
-    if y.min()<0 or n and y.max()>=n:
-        raise ValueError(f'{part} classes lie in {y.min()}..{y.max()}; {n} classes allow 0..{n-1}')
-
-@patch
-def expect(self:ImageTask, loss_func=None, n_out=None):
-    "This task, with that loss and that size; `ValueError` if they do not fit the targets"
-    y,_ = self.y,super(ImageTask, self).expect(loss_func, n_out)
-    if self.classes:
-        if self.n_out==1: raise ValueError('there is one class; at least 2 are needed')
-        if isinstance(self.dls.train, MemoryDL): y = self.dls.train_ds.tensors[-1]
-        _in_range(y, self.n_out, 'training')
-        return self
-    loss,self.n_out = loss_func or self.loss(),self.n_out or y[0].numel()
-    try:
-        with warnings.catch_warnings():   # torch warns where it makes [n, 1] and [n] alike
-            warnings.simplefilter('error')
-            said = loss(torch.zeros(len(y), self.n_out, device=y.device), y)
-        if said.numel()!=1: raise ValueError(f'it gives {tuple(said.shape)} instead of one number')
-    except Exception as e:
-        raise ValueError(f'the loss cannot compare {self.n_out} numbers with targets '
-                         f'{tuple(y.shape)}: '+str(e).strip().split('\n')[0][:120]) from e
-    self.scores = dict(loss=partial(_minus, loss))
-    return self
-
-@patch
-def halves(self:ImageTask, seed=0, same=False):
-    "The halves of `Task`, when all classes have been looked at"
-    reward,dls = super(ImageTask, self).halves(seed, same)
-    for o in (reward,dls.valid):
-        if self.classes: _in_range(o.dataset.tensors[-1], self.n_out, 'validation')
-    return reward,dls
-
-@patch
-def about(self:ImageTask) -> dict:
-    "What goes in and comes out, for who has the network alone: plain data"
-    norm = next((o for o in self.dls.train.after_batch.fs if hasattr(o, 'mean')), None)
-    stats = {k: getattr(norm, k).flatten().tolist() for k in ('mean', 'std')} if norm else {}
-    return stats | dict(task=self.name, shape=list(self.shape), classes=[*map(str, self.dls.vocab)])

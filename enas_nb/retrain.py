@@ -17,7 +17,7 @@ from .memory import DataEpoch
 from .parallel import OwnModel
 from .checkpoint import _about
 from .data import add_cutout
-from .text import find_task
+from .task import find_task
 from .train import OwnEvents, preset_cbs
 from .rewards import check_metrics
 from .learner import (FitCheck, build_net, check_cbs, check_like, learner_args, own_methods,
