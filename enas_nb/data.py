@@ -1,4 +1,4 @@
-"""Three image data sets and your own images; one split decides who sees which part.
+"""Three image data sets; one split decides who sees which part of them.
 
 Docs: https://enas-nb.github.io/enas_nb/data.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://enas-nb.github.io/enas_nb/data.html.md"""
 
 # %% auto #0
 __all__ = ['ImageNormalize', 'images_dls', 'open_test', 'digits_dls', 'split_valid', 'train_on_all', 'PadCropFlip', 'CutOut',
-           'add_cutout', 'fashion_dls', 'cifar10_dls', 'Found', 'folder_dls']
+           'add_cutout', 'fashion_dls', 'cifar10_dls']
 
 # %% ../nbs/05_data.ipynb #1571e07b
 import gzip,hashlib,math,os,warnings,zlib
@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from copy import copy
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -492,127 +491,3 @@ def cifar10_dls(
     train,valid = _train_valid(*_folder_xy(path, 'train', size, listing), n_valid, n_train, seed)
     return images_dls(train, valid, listing[1], bs, seed, augment,
                       partial(_folder_xy, path, 'test', size), device)
-
-# %% ../nbs/05_data.ipynb #5d0a4b13
-class Found(NamedTuple):
-    "What `folder_dls` found and made: plain data for a report, a few lines for a reader"
-    name:str       # of the folder
-    classes:dict   # images of each class
-    channels:int   # 1 if no image has a colour, otherwise 3
-    size:tuple     # height and width of all images in pixels
-    parts:dict     # images that train, validate and test
-    made:tuple     # which of these parts were drawn by the seed; the others are folders
-    resized:int    # images that had another size
-    was:tuple      # smallest and largest of the shorter sides, before
-    repeated:int   # images to validate or test that are, pixel by pixel, in an earlier part as well
-    left_out:tuple # files whose endings are not those of images
-
-    def __str__(self):
-        n,names = self.classes.values(),', '.join(self.classes)
-        each = f'{min(n):,} each' if min(n)==max(n) else f'{min(n):,} to {max(n):,}'
-        if len(names)>80: names = names[:77]+'...'
-        kind,hw,p = {1: 'grey', 3: 'colour'}[self.channels],'{}x{}'.format(*self.size),self.parts
-        lines = [f'{self.name}: {sum(n):,} {kind} images in {len(n)} classes of {each} ({names})',
-                 f"{p['train']:,} to train, {p['valid']:,} to validate, {p['test']:,} to test; "
-                 + (f"{' and '.join(self.made)} drawn by the seed, classes in proportion"
-                    if self.made else 'as the folders say')]
-        if self.resized:
-            lines += [f'{self.resized:,} resized and centre-cropped to {hw} pixels; '
-                      f'their shorter sides were {self.was[0]} to {self.was[1]}']
-        else: lines += [f'{hw} pixels, as they were']
-        if self.repeated: lines += [f'{self.repeated:,} image(s) to validate or test are in an '
-                                    'earlier part as well, pixel by pixel']
-        if self.left_out: lines += [f'{len(self.left_out):,} file(s) left out, no images by their '
-                                    f'names, e.g. {self.left_out[0]}']
-        return '\n'.join(lines)
-
-def _common_size(sizes):
-    "Height and width for images of `sizes` [n, 2]: theirs if small and the same, else a square"
-    own = (sizes==sizes[0]).all() and sizes.max()<=32
-    hw = sizes[0].tolist() if own else [min(32, int(sizes.min(1).values.median()))]*2
-    if min(hw)<4: raise ValueError(f'images of {hw[0]}x{hw[1]} pixels; at least 4x4 are needed, '
-                                   'and e.g. size=8 makes them larger')
-    return hw
-
-# %% ../nbs/05_data.ipynb #5d0a4b14
-def _folder_parts(path, size, files, key):
-    "Images [n, H, W, 3] and labels of each part in one size, and the sizes [n, 2] that they had"
-    every = [o for v in files.values() for o in v]
-    def decode():
-        def shape(f):
-            with _opened(f) as img: return img.size[::-1]
-        sizes = torch.tensor(_each(every, shape))
-        hw = [size]*2 if size else _common_size(sizes)
-        if (need := len(every)*hw[0]*hw[1]*3)>2**32:
-            raise ValueError(f'{len(every):,} images of {hw[0]}x{hw[1]} pixels need '
-                             f'{need/2**30:.0f} GB of memory, allowed are 4; '
-                             'lower size, or use a part of them')
-        x,y = _decode_files(every, hw)
-        if (x==x[...,:1]).all(): x = x[...,:1].clone()   # no image has a colour
-        return dict(x=x, y=y, sizes=sizes)
-    x,y,sizes = _kept(path.parent/f'{path.name}.safetensors', f'{key} {size}',
-                      ('x','y','sizes'), decode)
-    n = [len(o) for o in files.values()]
-    return dict(zip(files, zip(x.split(n), y.split(n)))),sizes
-
-# %% ../nbs/05_data.ipynb #5d0a4b24
-def _fill_parts(parts, vocab, seed):
-    "A fifth of those to train for each of `test` and `valid` that is missing; names those made"
-    (x,y),made = parts['train'],[o for o in ('test','valid') if o not in parts]
-    n,few = -(-len(y)//5),[f'{c} has {k}' for c,k in
-                           zip(vocab, y.bincount(minlength=len(vocab)).tolist()) if k<5]
-    if made and few:
-        raise ValueError(f"{' and '.join(made)} cannot be drawn: "
-                         '5 training images of each class are needed, '
-                         f"and {', '.join(few[:3])}"
-                         + (f', and {len(few)-3} more classes have too few' if len(few)>3 else ''))
-    for part in made:
-        got,rest = _take(y, n, seed, part)
-        parts[part],x,y = (x[got],y[got]),x[rest],y[rest]
-    return parts | dict(train=(x,y)),made
-
-def _n_repeated(parts):
-    "How many images to validate or test are in an earlier part as well"
-    n,seen = 0,set()
-    for part in _part_names:
-        keys = [hash(o.contiguous().numpy().tobytes()) for o in parts[part][0]]
-        n += sum(k in seen for k in keys)
-        seen.update(keys)
-    return n
-
-# %% ../nbs/05_data.ipynb #5d0a4b15
-def folder_dls(
-    path,         # folder of CLASS/IMAGE, or of train/CLASS/IMAGE etc.; `ValueError` for others
-    bs=64,        # batch size
-    seed=0,       # of the split, the order and the augmentation
-    size=None,    # side in pixels, 4 to 256; default: their own or at most 32, see `Found.size`
-    n_train=None, # training images, classes in proportion; default: all
-    augment=PadCropFlip(1/8, flip=False), # batch transform(s) for training; no mirroring by default
-    device=None,  # where the images live
-) -> MemoryDataLoaders: # their `found` is a `Found`
-    "Images of your own: one folder per class, split by the seed where folders do not say how"
-    _check_size(size, 'a size by the images, at most 32')
-    path = Path(os.path.abspath(Path(path).expanduser()))
-    files,vocab,key,left = _folder_files(path)
-    if len(vocab)<2:
-        raise ValueError(f'{path} holds one class, {vocab[0]}; '
-                         'at least 2 are needed, one folder per class')
-    for c in vocab:
-        if not c.isprintable():
-            raise ValueError(f'the name of the class {c!r} in {path} cannot be printed; '
-                             'rename its folder')
-    parts,sizes = _folder_parts(path, size, files, key)
-    count = sum(y.bincount(minlength=len(vocab)) for _,y in parts.values()).tolist()
-    parts,made = _fill_parts(parts, vocab, seed)
-    if n_train is not None:
-        keep = _take(parts['train'][1], n_train, seed, 'n_train')[0]
-        parts['train'] = tuple(o[keep] for o in parts['train'])
-    parts = {part: (x.permute(0,3,1,2),y) for part,(x,y) in parts.items()}
-    (c,*hw),side = parts['train'][0].shape[1:],sizes.min(1).values
-    res = images_dls(parts['train'], parts['valid'], vocab, bs, seed, augment, parts['test'],
-                     device)
-    res.found = Found(path.name, dict(zip(vocab, count)), c, tuple(hw),
-                      {o: len(parts[o][1]) for o in _part_names}, tuple(made),
-                      (sizes!=torch.tensor(hw)).any(1).sum().item(),
-                      (side.min().item(),side.max().item()), _n_repeated(parts), tuple(left))
-    return res

@@ -1,4 +1,4 @@
-"""Words in rows, read column by column: Penn Treebank, a corpus that you already have, or your own
+"""Words in rows, read column by column: Penn Treebank, and a corpus that you already have
 
 Docs: https://enas-nb.github.io/enas_nb/text.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://enas-nb.github.io/enas_nb/text.html.md"""
 
 # %% auto #0
 __all__ = ['tokenize', 'read_tokens', 'Words', 'StreamDL', 'StreamDataLoaders', 'lm_dls', 'tokens', 'unigram_ppl', 'ptb_dls',
-           'docs_dls', 'file_dls', 'TextScore', 'evaluate_ppl']
+           'docs_dls', 'TextScore', 'evaluate_ppl']
 
 # %% ../nbs/06_text.ipynb #430f5d79
 import ast,codecs,gc,hashlib,math,re,warnings
@@ -31,7 +31,6 @@ from fastai.torch_core import TitledStr,default_device,display_df
 
 from . import __version__
 from .checks import write_file
-from .memory import rng
 from .parallel import InParts
 
 # %% ../nbs/06_text.ipynb #00000003
@@ -414,64 +413,6 @@ def docs_dls(
         parts[(key[0]>=205)+(key[0]>=230)].extend(words)   # of 256
     train,*others = parts
     return lm_dls(_first(train, n_train), *others, bs=bs, seq_len=seq_len, max_vocab=max_vocab,
-                  device=device)
-
-# %% ../nbs/06_text.ipynb #b9cfc6f5
-def _texts(path):
-    "The text files of a folder and of those in it; hidden files and folders are left out"
-    return sorted(o for o in path.rglob('*') if o.suffix.lower()=='.txt' and o.is_file()
-                  and not any(p.startswith('.') for p in o.relative_to(path).parts))
-
-def _part_files(path):
-    "The files of a folder by part, by their names; empty if no name is that of a part"
-    here  = [o for o in _texts(path) if o.parent==path]
-    named = lambda part: [o for o in here if f'.{o.name.lower()}'.endswith(f'.{part}.txt')]
-    files = {part: named(part) for part in ('train','valid','test')}
-    if not files['train']+files['valid']: return {}
-    for part,fs in files.items():
-        if len(fs)>1 or (not fs and part!='test'):
-            raise ValueError(f'{len(fs)} files for {part} in {path}; '
-                             f'one {part}.txt or NAME.{part}.txt is needed')
-    return files
-
-def _deal(files, path, seed):
-    "Whole files by part: 10 % to validation and to test each, one at least"
-    n = max(1, round(len(files)/10))
-    if len(files)<3:
-        raise ValueError(f'{len(files)} .txt file(s) in {path}; '
-                         '3 are needed to train, validate and test on different ones')
-    order = [files[i] for i in torch.randperm(len(files), generator=rng(seed, 'split'))]
-    return dict(train=sorted(order[2*n:]), valid=sorted(order[:n]), test=sorted(order[n:2*n]))
-
-def _cut(words, path):
-    "Three parts of a list of words, cut after the sentences that end next to 80 and 90 %"
-    ends = [0, *(i+1 for i,o in enumerate(words) if o=='<eos>')]
-    if len(ends)<11: raise ValueError(f'{path} has {len(ends)-1} sentences, too few to be cut; '
-                                      'one sentence a line, without full stops, is read '
-                                      'with raw=False (on the command line: --raw)')
-    a,b = (min(ends, key=lambda e: abs(e-k*len(words))) for k in (.8,.9))
-    return words[:a],words[a:b],words[b:]
-
-# %% ../nbs/06_text.ipynb #9d679c91
-def file_dls(
-    path,             # a text file, or a folder of them; `ValueError` if it cannot be divided
-    raw=True,         # prose for `tokenize`? False: one sentence a line, words separated by blanks
-    bs=64,            # rows
-    seq_len=35,       # columns a batch
-    max_vocab=10_000, # words of the vocabulary
-    seed=0,           # which files of a folder go where
-    encoding='utf-8', # of the files
-    device=None,      # where the text lives
-) -> StreamDataLoaders:
-    "A text of your own: one file, `train.txt` with `valid.txt`, or a folder of text files"
-    path,read = Path(path),partial(read_tokens, raw=raw, encoding=encoding)
-    if not path.exists(): raise FileNotFoundError(f'no file or folder {path}')
-    if path.is_dir():
-        files = _part_files(path) or _deal(_texts(path), path, seed)
-        train,valid,test = [[w for f in files[o] for w in read(f)]
-                            for o in ('train','valid','test')]
-    else: train,valid,test = _cut(read(path), path)
-    return lm_dls(train, valid, test or None, bs=bs, seq_len=seq_len, max_vocab=max_vocab,
                   device=device)
 
 # %% ../nbs/06_text.ipynb #00000025
