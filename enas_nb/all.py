@@ -16,6 +16,8 @@ from .memory import *
 from .data import *
 from .fused import *
 from .text import *
+from .task import *
+from .own_data import *
 from .layers import *
 from .macro import *
 from .micro import *

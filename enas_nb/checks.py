@@ -60,9 +60,8 @@ def _name(o, what):
 def _within(x, what, least=None, most=None):
     "`x`, if it is in its range."
     if (least is None or x>=least) and (most is None or x<=most): return x
-    if least is None: allowed = f'{most} or less'
-    elif x>=least: allowed = f'{least} to {most}'
-    else: allowed = f'{least} or more' + (f', at most {most}' if most is not None else '')
+    allowed = (f'{most} or less' if least is None else f'{least} or more' if most is None else
+               f'{least} to {most}')
     raise ValueError(f'{what} is {brief(x)}, allowed is {allowed}')
 
 def _int(o, what, least=None, most=None):

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np, pandas as pd
 from scipy import stats
 from fastcore.basics import patch
-from .data import Measure
+from .task import Measure
 from .evaluate import arm_names, equal_cost, measures
 from .report import md_table, n_of, show
 from .checks import brief, few

@@ -1,4 +1,4 @@
-"""Three image data sets and your own images; one split decides who sees which part.
+"""Three image data sets; one split decides who sees which part of them.
 
 Docs: https://enas-nb.github.io/enas_nb/data.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://enas-nb.github.io/enas_nb/data.html.md"""
 
 # %% auto #0
 __all__ = ['ImageNormalize', 'images_dls', 'open_test', 'digits_dls', 'split_valid', 'train_on_all', 'PadCropFlip', 'CutOut',
-           'add_cutout', 'fashion_dls', 'cifar10_dls', 'Found', 'folder_dls', 'Measure', 'Task', 'ImageTask']
+           'add_cutout', 'fashion_dls', 'cifar10_dls']
 
 # %% ../nbs/05_data.ipynb #1571e07b
 import gzip,hashlib,math,os,warnings,zlib
@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from copy import copy
 from functools import partial
 from pathlib import Path
-from typing import Callable,NamedTuple
 
 import numpy as np
 import torch
@@ -25,20 +24,16 @@ from safetensors import SafetensorError,safe_open
 from safetensors.torch import save
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from fastcore.all import L,ifnone,patch,store_attr
+from fastcore.all import L,ifnone,store_attr
 from fasttransform import Transform
 from fastai.data.core import Datasets
 from fastai.data.external import URLs,fastai_path,untar_data
-from fastai.data.transforms import Categorize,Normalize,get_c
-from fastai.losses import CrossEntropyLossFlat
-from fastai.metrics import accuracy
+from fastai.data.transforms import Categorize,Normalize
 from fastai.torch_core import TensorCategory,TensorImage,TensorImageBW,default_device
-from fastai.vision.core import PILBase
 
-from .checks import _int, _one_of, write_file
-from .reinforce import loss_reward
+from .checks import _int, write_file
 from .memory import (BatchRandom,MemoryDL,MemoryDataLoaders,MemoryDataset,as_floats,
-                            cache_valid,check_images,fastai_dls,first_batch,rng,with_valid)
+                            cache_valid,fastai_dls,rng)
 
 # %% ../nbs/05_data.ipynb #0000000a
 class ImageNormalize(Normalize):
@@ -496,321 +491,3 @@ def cifar10_dls(
     train,valid = _train_valid(*_folder_xy(path, 'train', size, listing), n_valid, n_train, seed)
     return images_dls(train, valid, listing[1], bs, seed, augment,
                       partial(_folder_xy, path, 'test', size), device)
-
-# %% ../nbs/05_data.ipynb #5d0a4b13
-class Found(NamedTuple):
-    "What `folder_dls` found and made: plain data for a report, a few lines for a reader"
-    name:str       # of the folder
-    classes:dict   # images of each class
-    channels:int   # 1 if no image has a colour, otherwise 3
-    size:tuple     # height and width of all images in pixels
-    parts:dict     # images that train, validate and test
-    made:tuple     # which of these parts were drawn by the seed; the others are folders
-    resized:int    # images that had another size
-    was:tuple      # smallest and largest of the shorter sides, before
-    repeated:int   # images to validate or test that are, pixel by pixel, in an earlier part as well
-    left_out:tuple # files whose endings are not those of images
-
-    def __str__(self):
-        n,names = self.classes.values(),', '.join(self.classes)
-        each = f'{min(n):,} each' if min(n)==max(n) else f'{min(n):,} to {max(n):,}'
-        if len(names)>80: names = names[:77]+'...'
-        kind,hw,p = {1: 'grey', 3: 'colour'}[self.channels],'{}x{}'.format(*self.size),self.parts
-        lines = [f'{self.name}: {sum(n):,} {kind} images in {len(n)} classes of {each} ({names})',
-                 f"{p['train']:,} to train, {p['valid']:,} to validate, {p['test']:,} to test; "
-                 + (f"{' and '.join(self.made)} drawn by the seed, classes in proportion"
-                    if self.made else 'as the folders say')]
-        if self.resized:
-            lines += [f'{self.resized:,} resized and centre-cropped to {hw} pixels; '
-                      f'their shorter sides were {self.was[0]} to {self.was[1]}']
-        else: lines += [f'{hw} pixels, as they were']
-        if self.repeated: lines += [f'{self.repeated:,} image(s) to validate or test are in an '
-                                    'earlier part as well, pixel by pixel']
-        if self.left_out: lines += [f'{len(self.left_out):,} file(s) left out, no images by their '
-                                    f'names, e.g. {self.left_out[0]}']
-        return '\n'.join(lines)
-
-def _common_size(sizes):
-    "Height and width for images of `sizes` [n, 2]: theirs if small and the same, else a square"
-    own = (sizes==sizes[0]).all() and sizes.max()<=32
-    hw = sizes[0].tolist() if own else [min(32, int(sizes.min(1).values.median()))]*2
-    if min(hw)<4: raise ValueError(f'images of {hw[0]}x{hw[1]} pixels; at least 4x4 are needed, '
-                                   'and e.g. size=8 makes them larger')
-    return hw
-
-# %% ../nbs/05_data.ipynb #5d0a4b14
-def _folder_parts(path, size, files, key):
-    "Images [n, H, W, 3] and labels of each part in one size, and the sizes [n, 2] that they had"
-    every = [o for v in files.values() for o in v]
-    def decode():
-        def shape(f):
-            with _opened(f) as img: return img.size[::-1]
-        sizes = torch.tensor(_each(every, shape))
-        hw = [size]*2 if size else _common_size(sizes)
-        if (need := len(every)*hw[0]*hw[1]*3)>2**32:
-            raise ValueError(f'{len(every):,} images of {hw[0]}x{hw[1]} pixels need '
-                             f'{need/2**30:.0f} GB of memory, allowed are 4; '
-                             'lower size, or use a part of them')
-        x,y = _decode_files(every, hw)
-        if (x==x[...,:1]).all(): x = x[...,:1].clone()   # no image has a colour
-        return dict(x=x, y=y, sizes=sizes)
-    x,y,sizes = _kept(path.parent/f'{path.name}.safetensors', f'{key} {size}',
-                      ('x','y','sizes'), decode)
-    n = [len(o) for o in files.values()]
-    return dict(zip(files, zip(x.split(n), y.split(n)))),sizes
-
-# %% ../nbs/05_data.ipynb #5d0a4b24
-def _fill_parts(parts, vocab, seed):
-    "A fifth of those to train for each of `test` and `valid` that is missing; names those made"
-    (x,y),made = parts['train'],[o for o in ('test','valid') if o not in parts]
-    n,few = -(-len(y)//5),[f'{c} has {k}' for c,k in
-                           zip(vocab, y.bincount(minlength=len(vocab)).tolist()) if k<5]
-    if made and few:
-        raise ValueError(f"{' and '.join(made)} cannot be drawn: "
-                         '5 training images of each class are needed, '
-                         f"and {', '.join(few[:3])}"
-                         + (f', and {len(few)-3} more classes have too few' if len(few)>3 else ''))
-    for part in made:
-        got,rest = _take(y, n, seed, part)
-        parts[part],x,y = (x[got],y[got]),x[rest],y[rest]
-    return parts | dict(train=(x,y)),made
-
-def _n_repeated(parts):
-    "How many images to validate or test are in an earlier part as well"
-    n,seen = 0,set()
-    for part in _part_names:
-        keys = [hash(o.contiguous().numpy().tobytes()) for o in parts[part][0]]
-        n += sum(k in seen for k in keys)
-        seen.update(keys)
-    return n
-
-# %% ../nbs/05_data.ipynb #5d0a4b15
-def folder_dls(
-    path,         # folder of CLASS/IMAGE, or of train/CLASS/IMAGE etc.; `ValueError` for others
-    bs=64,        # batch size
-    seed=0,       # of the split, the order and the augmentation
-    size=None,    # side in pixels, 4 to 256; default: their own or at most 32, see `Found.size`
-    n_train=None, # training images, classes in proportion; default: all
-    augment=PadCropFlip(1/8, flip=False), # batch transform(s) for training; no mirroring by default
-    device=None,  # where the images live
-) -> MemoryDataLoaders: # their `found` is a `Found`
-    "Images of your own: one folder per class, split by the seed where folders do not say how"
-    _check_size(size, 'a size by the images, at most 32')
-    path = Path(os.path.abspath(Path(path).expanduser()))
-    files,vocab,key,left = _folder_files(path)
-    if len(vocab)<2:
-        raise ValueError(f'{path} holds one class, {vocab[0]}; '
-                         'at least 2 are needed, one folder per class')
-    for c in vocab:
-        if not c.isprintable():
-            raise ValueError(f'the name of the class {c!r} in {path} cannot be printed; '
-                             'rename its folder')
-    parts,sizes = _folder_parts(path, size, files, key)
-    count = sum(y.bincount(minlength=len(vocab)) for _,y in parts.values()).tolist()
-    parts,made = _fill_parts(parts, vocab, seed)
-    if n_train is not None:
-        keep = _take(parts['train'][1], n_train, seed, 'n_train')[0]
-        parts['train'] = tuple(o[keep] for o in parts['train'])
-    parts = {part: (x.permute(0,3,1,2),y) for part,(x,y) in parts.items()}
-    (c,*hw),side = parts['train'][0].shape[1:],sizes.min(1).values
-    res = images_dls(parts['train'], parts['valid'], vocab, bs, seed, augment, parts['test'],
-                     device)
-    res.found = Found(path.name, dict(zip(vocab, count)), c, tuple(hw),
-                      {o: len(parts[o][1]) for o in _part_names}, tuple(made),
-                      (sizes!=torch.tensor(hw)).any(1).sum().item(),
-                      (side.min().item(),side.max().item()), _n_repeated(parts), tuple(left))
-    return res
-
-# %% ../nbs/05_data.ipynb #00000040
-class Measure(NamedTuple):
-    "What networks are compared by"
-    name:str      # as it stands in a result
-    items:str     # what is counted
-    show:str      # a format for one of its numbers
-    unit:str      # of a gain
-    scale:int     # what a gain is multiplied by for that unit
-    digits:int    # of a gain
-    gain:Callable # how much better the first of two is
-    best:Callable # of several
-
-# %% ../nbs/05_data.ipynb #5d0a4b26
-class Task:
-    "What a search and a retraining must know of their data"
-    name    = None # 'images' or 'text', as in a part of a preset
-    measure = None # the `Measure` of its results
-    scores  = None # what an architecture can earn, by name: functions of (predictions, targets)
-    methods = {}   # of a Learner that it replaces, and by which
-    item = staticmethod(lambda x: ()) # shape of an item of inputs `x`, as `multiply_adds` takes it
-    def __init__(self,
-        dls): # `DataLoaders`, or a pair of loaders; `ValueError` if their batches are no such data
-        dls = fastai_dls(dls)
-        x,y = first_batch(dls, 0)
-        self.dls,self.n_in,self.n_out = dls,self.reads(x, dls),get_c(dls) or None
-        if not self.n_in:
-            raise ValueError(f'a batch is {x.dtype} {tuple(x.shape)}, and that is not {self.name}')
-        self.shape = self.item(x)
-        self.check(x, y)
-
-    @staticmethod
-    def look(dls):
-        "The inputs of one training batch; moves no random state"
-        return first_batch(fastai_dls(dls), 0)[0]
-    def check(self, x, y): "Refuse with a `ValueError` a training batch that is of no use"
-    @classmethod
-    def fits(cls, dls): # fastai `DataLoaders`
-        "Does a batch of `dls` look like this task's? Moves no random state"
-        return bool(cls.reads(cls.look(dls), dls))
-    def loss(self):
-        "What trains by default: the loss that the data bring, or cross entropy"
-        return getattr(self.dls.train_ds, 'loss_func', None) or CrossEntropyLossFlat()
-    def fingerprint(self) -> str: # 16 hex digits
-        "A hash of all data, the test data too, and of the classes or words"
-        h = hashlib.sha256(str(list(self.dls.vocab)).encode())
-        for t in self.tensors(): h.update(t.cpu().numpy().tobytes())
-        return h.hexdigest()[:16]
-
-# %% ../nbs/05_data.ipynb #5d0a4b44
-@patch
-def expect(self:Task,
-    loss_func=None, # the loss that the caller gave, if any
-    n_out=None,     # outputs of the network that the caller gave, if any
-) -> Task: # this one, that knows both
-    "Take a loss and a number of outputs; `ValueError` if they do not fit the targets"
-    if n_out is not None: self.n_out = _int(n_out, 'n_out', 1)
-    return self
-
-@patch
-def halves(self:Task,
-    seed=0,     # of the split
-    same=False, # the whole validation set for both, as in the paper?
-) -> tuple: # a `MemoryDL` that rewards θ, and `DataLoaders` that validate on the other half
-    "The validation set in two halves by `split_valid`; the Learner of a search gets the second"
-    reward,select = split_valid(self.dls, seed, same)
-    return reward,with_valid(self.dls, select)
-
-def _check_depth(dls, n=100):
-    "Refuse files that fastai or torchvision would make white; looks at the first `n` of a part"
-    for dl in dls.loaders:
-        ds = getattr(dl, 'dataset', None)
-        while hasattr(ds, 'o') or not hasattr(ds, 'tls') and hasattr(ds, 'dataset'):
-            ds = getattr(ds, 'o', None) or ds.dataset
-        lists = getattr(ds, 'tls', None)
-        opens = lists and any(isinstance(o, type) and issubclass(o, PILBase)
-                              for o in lists[0].types or ())
-        items = lists[0].items if opens else [o[0] for o in getattr(ds, 'samples', ())]
-        for f in [o for o in list(items[:n]) if isinstance(o, (str,Path))]:
-            with Image.open(f) as img: mode = img.mode
-            if mode[0] in 'IF':
-                raise ValueError(_cannot(f, f'mode {mode}: all above 255 would be white; '
-                                            '`folder_dls` reads 16 bits'))
-
-# %% ../nbs/05_data.ipynb #00000042
-def _minus(loss, pred, targ): return -loss(pred, targ)
-
-class ImageTask(Task):
-    "Images and their classes, or other targets that come with a loss"
-    name    = 'images'
-    item    = staticmethod(lambda x: tuple(x.shape[1:]))
-    measure = Measure('accuracy', 'images', '{:.2%}', 'points', 100, 2, lambda a,b: a-b, max)
-    scores  = dict(accuracy=accuracy, loss=loss_reward)
-    classes = True # else the targets are numbers, or several classes for each image
-    @classmethod
-    def reads(cls, x, # inputs of a batch
-              dls):   # the `DataLoaders` that it came from
-        "Channels of the images; None if `x` holds none"
-        return x.shape[1] if x.ndim==4 else None
-    def sizes(self):
-        "Images of each part; opens the test data"
-        return dict(zip(('train','valid','test'), [len(o.dataset) for o in self._loaders()]))
-    def tensors(self):
-        "All images and classes; opens the test data"
-        return [t for dl in self._loaders() for t in dl.dataset.tensors]
-    def _loaders(self): return self.dls.train,self.dls.valid,open_test(self.dls)
-    def measured(self,
-        learn, # a trained Learner
-        part,  # 'valid' or 'test'; `ValueError` for others
-    ) -> dict:
-        "Its accuracy on all images of a part, `value`, None if it diverged; and `parts`, None here"
-        _one_of(part, 'part', ('valid', 'test'))
-        was,learn.metrics = learn.metrics,self.metric()
-        try: loss,value = learn.validate(dl=None if part=='valid' else open_test(self.dls))
-        finally: learn.metrics = was
-        return dict(value=value if math.isfinite(loss) else None, parts=None)
-    def shared(self, scores, # accuracies of `score_archs`, a tensor [n]
-               part):        # search part of a preset
-        "What several architectures reach with the shared weights: their mean accuracy"
-        return scores.nan_to_num(0.).mean().item()
-
-# %% ../nbs/05_data.ipynb #5d0a4b43
-@patch
-def check(self:ImageTask, x, y): # a training batch; `ValueError` if nothing can be trained on it
-    _check_depth(self.dls)
-    check_images(x, y, *first_batch(self.dls, 1))
-    self.classes,self.y = not y.is_floating_point(),y.as_subclass(Tensor)
-
-@patch
-def loss(self:ImageTask):
-    "What trains by default: the loss that the data bring, or cross entropy for classes"
-    own = getattr(self.dls.train_ds, 'loss_func', None)
-    if own is None and not self.classes:
-        raise ValueError(f'targets are {self.y.dtype} {tuple(self.y.shape)}, and no classes '
-                         f'(so `n_out` is {self.y[0].numel()}): give `loss_func`, for numbers '
-                         'MSELossFlat(), for several classes of an image BCEWithLogitsLossFlat(); '
-                         'for one class, integers [n]')
-    return own or CrossEntropyLossFlat()
-
-@patch
-def metric(self:ImageTask):
-    "What a retraining reports by default; None, that is the loss alone, without classes"
-    return accuracy if self.classes else None
-
-@patch
-def search_metric(self:ImageTask):
-    "What the row of a search reports by default"
-    return self.metric()
-
-@patch
-def reward(self:ImageTask, part): # search part of a preset
-    "What rewards θ by default: a function of (predictions, targets), the more the better"
-    return self.scores.get(getattr(part, 'reward', 'accuracy'), self.scores['loss'])
-
-# %% ../nbs/05_data.ipynb #5d0a4b42
-def _in_range(y, n, part):
-    if y.min()<0 or n and y.max()>=n:
-        raise ValueError(f'{part} classes lie in {y.min()}..{y.max()}; {n} classes allow 0..{n-1}')
-
-@patch
-def expect(self:ImageTask, loss_func=None, n_out=None):
-    "This task, with that loss and that size; `ValueError` if they do not fit the targets"
-    y,_ = self.y,super(ImageTask, self).expect(loss_func, n_out)
-    if self.classes:
-        if self.n_out==1: raise ValueError('there is one class; at least 2 are needed')
-        if isinstance(self.dls.train, MemoryDL): y = self.dls.train_ds.tensors[-1]
-        _in_range(y, self.n_out, 'training')
-        return self
-    loss,self.n_out = loss_func or self.loss(),self.n_out or y[0].numel()
-    try:
-        with warnings.catch_warnings():   # torch warns where it makes [n, 1] and [n] alike
-            warnings.simplefilter('error')
-            said = loss(torch.zeros(len(y), self.n_out, device=y.device), y)
-        if said.numel()!=1: raise ValueError(f'it gives {tuple(said.shape)} instead of one number')
-    except Exception as e:
-        raise ValueError(f'the loss cannot compare {self.n_out} numbers with targets '
-                         f'{tuple(y.shape)}: '+str(e).strip().split('\n')[0][:120]) from e
-    self.scores = dict(loss=partial(_minus, loss))
-    return self
-
-@patch
-def halves(self:ImageTask, seed=0, same=False):
-    "The halves of `Task`, when all classes have been looked at"
-    reward,dls = super(ImageTask, self).halves(seed, same)
-    for o in (reward,dls.valid):
-        if self.classes: _in_range(o.dataset.tensors[-1], self.n_out, 'validation')
-    return reward,dls
-
-@patch
-def about(self:ImageTask) -> dict:
-    "What goes in and comes out, for who has the network alone: plain data"
-    norm = next((o for o in self.dls.train.after_batch.fs if hasattr(o, 'mean')), None)
-    stats = {k: getattr(norm, k).flatten().tolist() for k in ('mean', 'std')} if norm else {}
-    return stats | dict(task=self.name, shape=list(self.shape), classes=[*map(str, self.dls.vocab)])

@@ -18,8 +18,7 @@ import numpy as np
 from fastcore.basics import patch
 from .checks import brief
 from .space import Arch
-from .data import ImageTask, Measure
-from .text import TextTask
+from .task import ImageTask, Measure, TextTask
 
 # %% ../nbs/14_evaluate.ipynb #2367dca2
 tasks = {o.name: o for o in (ImageTask, TextTask)}

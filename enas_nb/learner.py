@@ -37,7 +37,7 @@ from .space import SearchSpace
 from .presets import Preset, robust
 from .memory import random_state
 from .parallel import bare, place
-from .text import find_task
+from .task import find_task
 from .steady import OwnEvents, with_grad
 from .train import l2_decay, optimizer
 

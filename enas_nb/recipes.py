@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 import torch
 from fastcore.basics import patch
-from . import data, text
+from . import data, own_data, text
 from .checks import _int, brief, check_fields
 from .space import SearchSpace
 from .presets import Preset, enas_lm, paper, released, robust
@@ -29,7 +29,7 @@ class Recipe:
     "An experiment: what `enas-search` runs."
     name: str          # As `enas-search` knows it
     about: str         # What it is, and how long it takes
-    data: str          # Name of the function of `enas_nb.data` or `enas_nb.text` that loads it
+    data: str          # Name of the function of `data`, `text` or `own_data` that loads it
     data_args: dict    # Its arguments
     space: SearchSpace # What is searched
     preset: Preset     # All numbers of θ, ω and the final training
@@ -92,7 +92,7 @@ def dls(self:Recipe,
         seed,    # Of the split into parts, if the data have none
         device): # A `torch.device`
     "Its `DataLoaders`; `ValueError` if there is no function of the name `data`."
-    make = getattr(text, self.data, None) or getattr(data, self.data, None)
+    make = next((f for o in (text, data, own_data) if (f := getattr(o, self.data, None))), None)
     if make is None:
         raise ValueError(f"data is {brief(self.data)}, "
                          "allowed is a name like 'digits_dls' or 'ptb_dls'")

@@ -17,7 +17,7 @@ from .memory import DataEpoch
 from .parallel import OwnModel
 from .checkpoint import _about
 from .data import add_cutout
-from .text import find_task
+from .task import find_task
 from .steady import OwnEvents
 from .train import preset_cbs
 from .rewards import check_metrics

@@ -32,7 +32,8 @@ from .alarms import count_choices, search_alarms, turn_stats
 from .reinforce import Reinforce, all_finite, ranks
 from .memory import MemoryDL, keep_random, random_batch, rng
 from .parallel import OwnModel, bare, place, rank0, shared_out
-from .text import _has_arch, _rows_apart, find_task
+from .text import _rows_apart
+from .task import _has_arch, find_task
 from .checkpoint import (_about, check_state, learn_state, load_learn_state, read_state,
                                 write_state)
 from .cost import count_params

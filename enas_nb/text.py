@@ -1,4 +1,4 @@
-"""Words in rows, read column by column: Penn Treebank, a corpus that you already have, or your own
+"""Words in rows, read column by column: Penn Treebank, and a corpus that you already have
 
 Docs: https://enas-nb.github.io/enas_nb/text.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://enas-nb.github.io/enas_nb/text.html.md"""
 
 # %% auto #0
 __all__ = ['tokenize', 'read_tokens', 'Words', 'StreamDL', 'StreamDataLoaders', 'lm_dls', 'tokens', 'unigram_ppl', 'ptb_dls',
-           'docs_dls', 'file_dls', 'TextScore', 'evaluate_ppl', 'MedianPerplexity', 'TextTask', 'find_task']
+           'docs_dls', 'TextScore', 'evaluate_ppl']
 
 # %% ../nbs/06_text.ipynb #430f5d79
 import ast,codecs,gc,hashlib,math,re,warnings
@@ -23,23 +23,15 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor,nn
-from fastcore.all import ifnone,patch
+from fastcore.all import ifnone
 from fastai.data.core import DataLoaders,Datasets
 from fastai.data.external import fastai_path,untar_data
-from fastai.learner import Learner,Metric
-from fastai.metrics import Perplexity
-from fastai.text.core import Tokenizer
 from fastai.text.data import LMDataLoader,LMTensorText,Numericalize,TensorText
-from fastai.text.learner import decode_spec_tokens
 from fastai.torch_core import TitledStr,default_device,display_df
 
 from . import __version__
-from .checks import _int, write_file
-from .memory import rng
+from .checks import write_file
 from .parallel import InParts
-from .reinforce import loss_reward,ppl_reward
-from .data import ImageTask,Measure,Task
-from .fused import WordLoss
 
 # %% ../nbs/06_text.ipynb #00000003
 @cache
@@ -423,64 +415,6 @@ def docs_dls(
     return lm_dls(_first(train, n_train), *others, bs=bs, seq_len=seq_len, max_vocab=max_vocab,
                   device=device)
 
-# %% ../nbs/06_text.ipynb #b9cfc6f5
-def _texts(path):
-    "The text files of a folder and of those in it; hidden files and folders are left out"
-    return sorted(o for o in path.rglob('*') if o.suffix.lower()=='.txt' and o.is_file()
-                  and not any(p.startswith('.') for p in o.relative_to(path).parts))
-
-def _part_files(path):
-    "The files of a folder by part, by their names; empty if no name is that of a part"
-    here  = [o for o in _texts(path) if o.parent==path]
-    named = lambda part: [o for o in here if f'.{o.name.lower()}'.endswith(f'.{part}.txt')]
-    files = {part: named(part) for part in ('train','valid','test')}
-    if not files['train']+files['valid']: return {}
-    for part,fs in files.items():
-        if len(fs)>1 or (not fs and part!='test'):
-            raise ValueError(f'{len(fs)} files for {part} in {path}; '
-                             f'one {part}.txt or NAME.{part}.txt is needed')
-    return files
-
-def _deal(files, path, seed):
-    "Whole files by part: 10 % to validation and to test each, one at least"
-    n = max(1, round(len(files)/10))
-    if len(files)<3:
-        raise ValueError(f'{len(files)} .txt file(s) in {path}; '
-                         '3 are needed to train, validate and test on different ones')
-    order = [files[i] for i in torch.randperm(len(files), generator=rng(seed, 'split'))]
-    return dict(train=sorted(order[2*n:]), valid=sorted(order[:n]), test=sorted(order[n:2*n]))
-
-def _cut(words, path):
-    "Three parts of a list of words, cut after the sentences that end next to 80 and 90 %"
-    ends = [0, *(i+1 for i,o in enumerate(words) if o=='<eos>')]
-    if len(ends)<11: raise ValueError(f'{path} has {len(ends)-1} sentences, too few to be cut; '
-                                      'one sentence a line, without full stops, is read '
-                                      'with raw=False (on the command line: --raw)')
-    a,b = (min(ends, key=lambda e: abs(e-k*len(words))) for k in (.8,.9))
-    return words[:a],words[a:b],words[b:]
-
-# %% ../nbs/06_text.ipynb #9d679c91
-def file_dls(
-    path,             # a text file, or a folder of them; `ValueError` if it cannot be divided
-    raw=True,         # prose for `tokenize`? False: one sentence a line, words separated by blanks
-    bs=64,            # rows
-    seq_len=35,       # columns a batch
-    max_vocab=10_000, # words of the vocabulary
-    seed=0,           # which files of a folder go where
-    encoding='utf-8', # of the files
-    device=None,      # where the text lives
-) -> StreamDataLoaders:
-    "A text of your own: one file, `train.txt` with `valid.txt`, or a folder of text files"
-    path,read = Path(path),partial(read_tokens, raw=raw, encoding=encoding)
-    if not path.exists(): raise FileNotFoundError(f'no file or folder {path}')
-    if path.is_dir():
-        files = _part_files(path) or _deal(_texts(path), path, seed)
-        train,valid,test = [[w for f in files[o] for w in read(f)]
-                            for o in ('train','valid','test')]
-    else: train,valid,test = _cut(read(path), path)
-    return lm_dls(train, valid, test or None, bs=bs, seq_len=seq_len, max_vocab=max_vocab,
-                  device=device)
-
 # %% ../nbs/06_text.ipynb #00000025
 class TextScore(NamedTuple):
     "What `evaluate_ppl` returns"
@@ -526,123 +460,3 @@ def evaluate_ppl(
     words = counts.sum(1)
     loss,parts = total.sum().item()/(n-1),(total/words)[words>0].tolist() # last rows may be empty
     return TextScore(math.exp(min(loss, 700.)), loss, n-1, parts)
-
-# %% ../nbs/06_text.ipynb #0f152002
-def _numbers(dls, text):
-    "The numbers of the words in a text, as the data would read it: int64 [n]"
-    pipe = dls.train_ds.tls[0].tfms.fs
-    kind = lambda cls: next((o for o in pipe if isinstance(o, cls)), None)
-    res  = kind(Numericalize)((kind(Tokenizer) or tokenize)(text))
-    return res[:-1] if kind(Tokenizer) is None else res   # it ends, but not with a sentence
-
-def _has_arch(model):
-    "Refuse a search that has not derived an architecture"
-    if getattr(model, 'arch', model) is None:
-        raise ValueError('which architecture shall predict? `learn.derive()` finds one and '
-                         'sets `learn.model.arch`')
-
-# %% ../nbs/06_text.ipynb #0f152004
-@patch
-def next_words(self:Learner,
-    text,           # how it begins; `ValueError` without a word
-    n_words=1,      # words to draw
-    no_unk=True,    # never draw the word for unknown words?
-    temperature=1., # above 1: bolder, towards 0: the likeliest words
-    min_p=None,     # never draw a word of a smaller probability, but the likeliest
-    decoder=decode_spec_tokens, # of the words, before they are joined, as in fastai
-):
-    "`text` and the `n_words` that come after it: `predict` of a text"
-    vocab,model = list(self.dls.vocab),self.model
-    if not (isinstance(temperature, (int, float)) and 0<temperature<math.inf):
-        raise ValueError(f'temperature is {temperature!r:.60}, allowed is a number above 0')
-    if min_p is not None and not (isinstance(min_p, (int, float)) and 0<=min_p<=1):
-        raise ValueError(f'min_p is {min_p!r:.60}, allowed is a probability, 0 to 1')
-    _int(n_words, 'n_words', 1)
-    some  = isinstance(text, str) and text.strip() # fastai puts a mark before nothing, too
-    words = _numbers(self.dls, text).tolist() if some else []
-    if not words: raise ValueError(f'text is {text!r:.60}, a string with a word is needed')
-    _has_arch(model)
-    _rows_apart(model)
-    training,x = model.training,torch.tensor([words], device=self.dls.device)
-    model.to(x.device).eval(); model.reset()
-    try:
-        for _ in range(n_words):
-            with torch.no_grad(): scores = model(x)[0][0,-1].double()
-            if not scores.isfinite().all(): raise ValueError('the network has diverged: its scores '
-                                                             'are no finite numbers')
-            if no_unk: scores[[i for i,o in enumerate(vocab) if o in ('<unk>','xxunk')]] = -math.inf
-            if min_p: scores[(scores.softmax(-1)<min_p) & (scores<scores.max())] = -math.inf
-            scores = (scores-scores.max())/temperature # the largest is 0, however small it is
-            x = torch.multinomial(scores.softmax(-1), 1)[None]
-            words.append(x.item())
-    finally: model.reset(); model.train(training)
-    return ' '.join(decoder([vocab[i] for i in words if vocab[i]!='xxbos']))
-
-# %% ../nbs/06_text.ipynb #00000027
-class MedianPerplexity(Metric):
-    "Median over the batches of a validation; the lower of two middle ones"
-    name = 'median_ppl'
-    def reset(self): self.losses = []
-    def accumulate(self, learn): # of all processes, if there are several
-        self.losses += learn.to_detach(learn.loss.mean()[None], cpu=False)
-    @property
-    def value(self):
-        return (torch.stack(self.losses).nan_to_num(nan=float('inf')).median().exp()
-                if self.losses else None)
-
-# %% ../nbs/06_text.ipynb #5d8a043f
-class TextTask(Task):
-    "Running text and its words"
-    name    = 'text'
-    measure = Measure('perplexity', 'words', '{:.1f}', 'nats a word', 1, 3,
-                      lambda a,b: math.log(b/a), min)
-    scores  = dict(loss=loss_reward)
-    methods = dict(predict='next_words')
-    def check(self, x, y): # a training batch
-        if y.shape!=x.shape:
-            raise ValueError(f'inputs are {tuple(x.shape)}, targets {tuple(y.shape)}: running text '
-                             'is needed, whose targets are the next words')
-    @classmethod
-    def reads(cls, x, # inputs of a batch
-              dls):   # the `DataLoaders` that it came from
-        "Number of words; None if `x` holds no text"
-        return (len(getattr(dls, 'vocab', ())) or None
-                if x.ndim==2 and not x.is_floating_point() else None)
-    def loss(self): "Cross entropy that leaves its gradient in the scores"; return WordLoss()
-    def reward(self, part): # search part of a preset
-        "`part.reward_c`/perplexity"
-        return partial(ppl_reward, c=part.reward_c)
-    def metric(self): "What a retraining reports by default"; return Perplexity()
-    def tensors(self):
-        "All words; opens the test text"
-        return [tokens(self.dls, o) for o in ('train','valid','test')]
-    def search_metric(self): "What a search reports by default"; return MedianPerplexity()
-    def about(self):
-        "What goes in and comes out, for who has the network alone: plain data"
-        return dict(task=self.name, words=list(self.dls.vocab))
-    def sizes(self):
-        "Words by part; opens the test text"
-        return {o: len(tokens(self.dls, o)) for o in 'train valid test'.split()}
-    def measured(self, learn, # a trained Learner
-                 part)->dict: # 'valid' or 'test'
-        "Its exact perplexity on a part, `value`, and its rows' mean losses; None if it exploded"
-        score = evaluate_ppl(learn.model, tokens(self.dls, part))
-        return (dict(value=score.ppl, parts=score.parts) if score.loss<50
-                else dict(value=None, parts=None))
-
-# %% ../nbs/06_text.ipynb #673a0a7a
-@patch
-def shared(self:TextTask, scores, # rewards of `score_archs`, a tensor [n]
-           part):        # search part of a preset
-    "Their median perplexity with the shared weights; None if half of them have no score"
-    middle = scores.nan_to_num(0.).median().item()
-    return part.reward_c/middle if middle else None
-
-def find_task(dls)->Task: # image or language-model `DataLoaders`; `ValueError` for others
-    "The task of some data, from a look at one batch"
-    x = Task.look(dls)
-    for task in (ImageTask,TextTask):
-        if task.reads(x, dls): return task(dls)
-    raise ValueError(f'a batch is {x.dtype} {tuple(x.shape)}; '
-                     'images are [n, channels, height, width], '
-                     'text is integers [n, time] with a `vocab`')

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from enas_nb import data
 from enas_nb.data import *
 from enas_nb.memory import *
+from enas_nb.task import ImageTask
 
 cifar_there = (data.fastai_path('data')/'cifar10').is_dir()
 needs_cifar = pytest.mark.skipif(not cifar_there, reason='no CIFAR-10 in the data folder of fastai')

@@ -6,8 +6,9 @@ from fastai.vision.all import (BCEWithLogitsLossFlat,Categorize,CategoryBlock,Da
                                RegressionBlock,TensorCategory,TensorImage,TensorImageBW,TfmdDL,TransformBlock,accuracy,load_learner,nn)
 from torch.utils.data import (BatchSampler,DataLoader,Dataset,IterableDataset,RandomSampler,SubsetRandomSampler,Subset,TensorDataset,WeightedRandomSampler)
 from enas_nb.all import MacroSpace,arch_learner,memory_dls,search_learner
-from enas_nb.data import CutOut,ImageTask,PadCropFlip,add_cutout,images_dls,split_valid
+from enas_nb.data import CutOut,PadCropFlip,add_cutout,images_dls,split_valid
 from enas_nb.memory import MemoryDL,fastai_dls,rng
+from enas_nb.task import ImageTask
 
 SPACE = MacroSpace(2)
 ARCH  = SPACE.archs(SPACE.random(1))[0]

@@ -6,8 +6,9 @@ from fastai.torch_core import TensorImage
 from fastai.vision.learner import load_learner
 from PIL import Image
 from enas_nb.data import *
+from enas_nb.own_data import *
 from enas_nb.memory import rng
-from enas_nb import data
+from enas_nb import data,own_data
 
 def picture(i, size=(8,8), mode='RGB'):
     "A PIL image of noise, `size` is (width, height)"
@@ -95,7 +96,7 @@ def test_too_few_images(tmp_path):
 @pytest.mark.parametrize('few,many', [(5,200), (5,7), (6,5001), (9,11)])
 def test_each_class_is_in_each_part(few, many):
     y = torch.tensor([0]*few+[1]*many)
-    parts,_ = data._fill_parts(dict(train=(torch.arange(len(y)), y)), 'ab', 0)
+    parts,_ = own_data._fill_parts(dict(train=(torch.arange(len(y)), y)), 'ab', 0)
     assert all(len(o.unique())==2 for _,o in parts.values())
     assert torch.equal(torch.cat([x for x,_ in parts.values()]).sort().values, torch.arange(len(y)))
 
@@ -138,9 +139,9 @@ def test_tiny_images_are_made_larger_if_that_is_said(tmp_path):
 
 def test_more_than_fits_is_refused(tmp_path, monkeypatch):
     make(tmp_path/'x')
-    monkeypatch.setattr(data, '_each', lambda files, f: [(8,8)]*len(files))
+    monkeypatch.setattr(own_data, '_each', lambda files, f: [(8,8)]*len(files))
     files = dict(train=[('f',0)]*30_000)
-    with pytest.raises(ValueError, match='30,000 images of 256x256 pixels need 5 GB of memory, allowed are 4'): data._folder_parts(tmp_path, 256, files, 'k')
+    with pytest.raises(ValueError, match='30,000 images of 256x256 pixels need 5 GB of memory, allowed are 4'): own_data._folder_parts(tmp_path, 256, files, 'k')
 
 def test_grey_is_grey_however_it_is_written(tmp_path):
     for mode in ('L','RGB'):

@@ -25,7 +25,8 @@ from enas_nb.retrain import arch_learner
 from enas_nb.search import score_batch, search_learner
 from enas_nb.space import Op
 
-from enas_nb.text import evaluate_ppl, file_dls, lm_dls, ptb_dls, tokens
+from enas_nb.own_data import file_dls
+from enas_nb.text import evaluate_ppl, lm_dls, ptb_dls, tokens
 from enas_nb.steady import NTASGD
 
 space = RecurrentSpace(5)

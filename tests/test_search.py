@@ -723,7 +723,7 @@ wrong_presets = {
     'no phase':   (dict(search=dict(paths=())),                               'sum 1'),
     'share 0':    (dict(search=dict(paths=(('fair', 0.), ('policy', 1.)))),   'share'),
     'share -':    (dict(search=dict(paths=(('fair', -.5), ('policy', 1.5)))), 'share'),
-    'n_omega':    (dict(search=dict(n_omega=0)),                              'n_omega is 0, allowed is 1 or more'),
+    'n_omega':    (dict(search=dict(n_omega=0)),                              'n_omega is 0, allowed is 1 to 1000'),
     'credit':     (dict(controller=dict(credit='ranks')),                     "allowed are 'reward', 'rank'"),
 }
 @pytest.mark.parametrize('space', ['macro', 'micro', 'recurrent', 'images', 'text'])

@@ -311,7 +311,7 @@ def test_a_fit_refuses_a_wrong_rate_before_it_starts(lr):
     with pytest.raises(ValueError, match='the learning rate is .*, allowed is a number of 0 or more'): fit(learn, 1, lr)
     assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
 
-@pytest.mark.parametrize('warmup,words', [(math.nan, 'warmup is nan, not an integer'), (-1, 'warmup is -1, allowed is 0 or more'), (310, 'warmup is 310, allowed is 0 to 309')])
+@pytest.mark.parametrize('warmup,words', [(math.nan, 'warmup is nan, not an integer'), (-1, 'warmup is -1, allowed is 0 to 309'), (310, 'warmup is 310, allowed is 0 to 309')])
 def test_a_warmup_that_cannot_be_is_refused_at_construction(warmup, words):
     with pytest.raises((ValueError, TypeError), match=words): make(warmup=warmup)
 

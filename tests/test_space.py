@@ -78,7 +78,7 @@ def test_macro_refuses():
     assert 'has 6' in said('0') and "position 3 is 'x'" in said('0 3 2 x 0 1')
     assert 'not an integer' in refused(TypeError, Arch, small, [0., 3, 1, 5, 0, 1])
     assert 'not an integer' in refused(TypeError, Arch, small, [0, 3, True, 5, 0, 1])
-    assert 'allowed is 1 or more, at most 100' in refused(ValueError, MacroSpace, 0)
+    assert 'allowed is 1 to 100' in refused(ValueError, MacroSpace, 0)
     assert 'not an integer' in refused(TypeError, MacroSpace, '3') and 'not an integer' in refused(TypeError, MacroSpace, 2.5)
 
 @pytest.mark.parametrize('text,why', [
@@ -165,9 +165,9 @@ def test_decisions_that_are_missing():
     (dict(kind='skips', feed='state'), ValueError, "'one': feed is 'state', allowed are 'start', 'mean'"),
     (dict(kind='none', feed='op'), ValueError, "'one': feed is 'op', allowed are 'start'"),
     (dict(remember='x'), ValueError, "'one': remember is 'x', allowed are '', 'h', 'zero'"),
-    (dict(n=0), ValueError, "'one': n is 0, allowed is 1 or more"),
+    (dict(n=0), ValueError, "'one': n is 0, allowed is 1 to 1000000"),
     (dict(n=2.), TypeError, "'one': n is 2.0, not an integer"),
-    (dict(at=-1), ValueError, "'one': at is -1, allowed is 0 or more"),
+    (dict(at=-1), ValueError, "'one': at is -1, allowed is 0 to 1000000"),
     (dict(at='0'), TypeError, "'one': at is '0', not an integer"),
     (dict(bias=(1.,)), ValueError, "'one': bias is (1.0,), allowed are n=2 numbers")])
 def test_steps_refused(args, error, why):

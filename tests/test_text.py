@@ -24,10 +24,12 @@ from hypothesis import given,settings,strategies as st
 from enas_nb import text
 from torch import nn
 from torch.nn import functional as F
-from enas_nb.data import ImageTask,digits_dls,open_test,split_valid,with_valid
-from enas_nb.memory import MemoryDL,cache_valid,random_batch,rng
+from enas_nb.data import digits_dls,open_test,split_valid
+from enas_nb.memory import MemoryDL,cache_valid,random_batch,rng,with_valid
+from enas_nb.own_data import *
 from enas_nb.presets import released
 from enas_nb.reinforce import ppl_reward
+from enas_nb.task import *
 from enas_nb.text import *
 
 try: text._ptb_path(); ptb_there = True
