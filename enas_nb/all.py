@@ -18,12 +18,13 @@ from .layers import *
 from .macro import *
 from .micro import *
 from .recurrent import *
-from .checkpoint import *
 from .train import *
 from .rewards import *
 from .learner import *
 from .cost import *
 from .alarms import *
+from .choose import *
+from .checkpoint import *
 from .search import *
 from .retrain import *
 from .trace import *
