@@ -30,9 +30,10 @@ from .retrain import *
 from .trace import *
 from .evaluate import *
 from .report import *
-from .comparison import *
 from .run import *
 from .published import *
 from .recipes import *
+from .trainings import *
 from .experiment import *
+from .comparison import *
 from .widgets import *
