@@ -88,15 +88,16 @@ def _fresh(recipe, dls, seed, i):
 def _train(recipe, learn, part, cbs=(), log=None):
     """Train by a part of a preset. Returns the measures on validation and test data, and the cost.
     The measure on validation data is None if these were trained on."""
-    task, watch = recipe.task(learn.dls), Stopwatch(log)
+    task, watch, rows = recipe.task(learn.dls), Stopwatch(log), None
     valid, test = None, dict(value=None, parts=None)
     with learn.no_bar(), learn.no_logging():
         try:
             learn.fit_preset(part, cbs=[watch, *L(cbs)])
+            rows = _rows(learn) # `validate` writes over the recorder's
             if not part.all_train: valid = task.measured(learn, 'valid')['value']
             test = task.measured(learn, 'test')
         except Diverged: pass # it has no measure, and loses
-        rows = _rows(learn)
+    if rows is None: rows = _rows(learn)
     n = sum(p.numel() for p in learn.model.parameters())
     net = dict(valid=valid, test=test['value'], cost=watch.spent, params=n, history=rows)
     return net if test['parts'] is None else net | dict(parts=test['parts'])
