@@ -10,6 +10,7 @@ from .controller import *
 from .reinforce import *
 from .tabular import *
 from .parallel import *
+from .randomness import *
 from .memory import *
 from .data import *
 from .fused import *

@@ -21,7 +21,7 @@ from fastai.learner import Learner, Metric
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from .memory import random_state, set_random_state
+from .randomness import random_state, set_random_state
 from .parallel import bare, everyone, place, rank0
 from .checks import _int, brief, write_file
 from .space import Arch

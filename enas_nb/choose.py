@@ -18,7 +18,8 @@ from fastprogress.fastprogress import progress_bar
 from .checks import _int
 from .space import Arch
 from .reinforce import ranks
-from .memory import MemoryDL, random_batch, rng
+from .randomness import rng
+from .memory import MemoryDL, random_batch
 from .cost import count_params
 from .rewards import _one_number, as_reward, score_batch, with_arch
 from .learner import has_data

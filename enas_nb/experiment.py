@@ -22,7 +22,7 @@ from safetensors.torch import save
 from . import __version__
 from .checks import approx, write_file
 from .space import Arch
-from .memory import rng
+from .randomness import rng
 from .checkpoint import Checkpoint
 from .train import clock
 from .search import SearchCallback, search_learner

@@ -35,7 +35,7 @@ from fastai.losses import BaseLoss, LabelSmoothingCrossEntropyFlat
 from .checks import _int, brief
 from .space import SearchSpace
 from .presets import Preset, robust
-from .memory import random_state
+from .randomness import random_state
 from .parallel import bare, place
 from .text import find_task
 from .train import OwnEvents, l2_decay, optimizer, with_grad

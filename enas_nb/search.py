@@ -27,7 +27,8 @@ from .presets import Preset, who_trains
 from .controller import Controller
 from .alarms import count_choices, search_alarms, turn_stats
 from .reinforce import Reinforce, all_finite
-from .memory import MemoryDL, keep_random, random_batch, rng
+from .randomness import keep_random, rng
+from .memory import MemoryDL, random_batch
 from .parallel import OwnModel, bare, place, shared_out
 from .text import _has_arch, _rows_apart, find_task
 from .choose import Derived, _search

@@ -16,7 +16,8 @@ from fastai.callback.core import Callback, CancelValidException
 from fastai.learner import Learner
 from fastai.text.models import AWD_LSTM, get_language_model
 from fastai.torch_core import set_seed
-from .memory import MemoryDL, rng
+from .randomness import rng
+from .memory import MemoryDL
 from .data import train_on_all
 from .checkpoint import Checkpoint
 from .train import Diverged, clock, preset_cbs

@@ -25,7 +25,8 @@ from enas_nb import text
 from torch import nn
 from torch.nn import functional as F
 from enas_nb.data import ImageTask,digits_dls,open_test,split_valid,with_valid
-from enas_nb.memory import MemoryDL,cache_valid,random_batch,rng
+from enas_nb.memory import MemoryDL,cache_valid,random_batch
+from enas_nb.randomness import rng
 from enas_nb.presets import released
 from enas_nb.reinforce import ppl_reward
 from enas_nb.text import *
