@@ -20,10 +20,14 @@ from fastai.callback.core import Callback, event
 from fastai.learner import Learner, Metric
 from safetensors import safe_open
 from safetensors.torch import save
-from torch import nn
-from .memory import random_state, set_random_state
+from torch import Tensor, nn
+from .randomness import random_state, set_random_state
 from .parallel import bare, everyone, place, rank0
-from .checks import brief, write_file
+from .checks import _int, brief, write_file
+from .space import Arch
+from .reinforce import Reinforce
+from .learner import _warn
+from .choose import _search
 
 # %% ../nbs/appendix/checkpoint.ipynb #37f1b786
 _lists = dict(list=list, tuple=tuple, L=L)
@@ -403,3 +407,58 @@ def _start(self:Checkpoint):
         raise ValueError(f'no checkpoint in {self.path} can be used; '
                          f"take another folder, or delete it ({'; '.join(wrong)})")
     self._write(0, 0)
+
+# %% ../nbs/appendix/checkpoint.ipynb #0000002f
+@patch
+def save_search(self:Learner,
+                path, # File to write
+               ):
+    "Write a search's state: ω, θ, both optimisers, baseline, callbacks, epochs, random states."
+    if _search(self).reinforce is None:
+        raise ValueError('nothing to save: this search has not been fitted yet')
+    arch = self.model.arch and list(self.model.arch.code)
+    state = learn_state(self) | dict(arch=arch) # of all processes
+    rank0(self, lambda: write_state(path, state))
+
+def _check_own(learn, own):
+    "The epochs trained, if what a file says of θ's turns has the right kinds; `ValueError` else."
+    number = lambda v: type(v) in (int, float)
+    none   = lambda ok: lambda v: v is None or ok(v)
+    space  = learn.model.controller.space
+    shape  = (space.length, max((o.choices for o,_ in space.slots), default=1))
+    kinds  = dict(
+        theta_seconds=('a number', number), mark=('a number', none(number)),
+        fell=('a number', none(number)), saw=('ω or θ', lambda v: v in (None, 'ω', 'θ')),
+        first=('a number of 0 or more', none(lambda v: number(v) and v>=0)),
+        alarms=('a list of sentences', lambda v: isinstance(v, (list, tuple)) and
+                all(isinstance(o, str) for o in v)),
+        stats=('a dict', lambda v: isinstance(v, dict) and all(map(number, v.values()))),
+        counts=(f'a tensor {shape}', none(lambda v: isinstance(v, Tensor) and v.shape==shape)),
+        earlier=('a list of weights', lambda v: all({k: t.shape for k,t in o.items()}=={
+            k: t.shape for k,t in learn.model.net.state_dict().items()} for o in v)))
+    for k,(words,ok) in kinds.items(): # older files lack some
+        if k in own and not ok(own[k]):
+            raise ValueError(f'{k} is {brief(own[k])} in the file, {words} is needed')
+    return _int(own['trained'], 'trained', 0)
+
+# %% ../nbs/appendix/checkpoint.ipynb #cb020cb5
+@patch
+def load_search(self:Learner,
+                path, # File of `save_search`; `ValueError` for another file, space or size
+               ):
+    "Go on from a saved search: `fit(..., start_epoch=learn.search.trained)` continues it."
+    cb, state = _search(self), read_state(path)
+    try:
+        check_state(self, state)
+        if 'about' not in state: _warn(f'{path} is of an older version, which kept shapes only')
+        trained = _check_own(self, dict(state['cbs'])['search']['own'])
+        arch = state.get('arch') and Arch(self.model.controller.space, state['arch'])
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        why = f': {str(e)[:200]}' if isinstance(e, ValueError) else ''
+        raise ValueError(f'{path} is not a saved search{why}') from None
+    was, cb.reinforce = cb.reinforce, Reinforce(self.model.controller, cb.preset.controller)
+    kept, cb.earlier  = cb.earlier, [] # older files have no `earlier`
+    try: load_learn_state(self, state)
+    except BaseException: cb.reinforce, cb.earlier = was, kept; raise
+    cb._keep()
+    cb.trained, self.model.arch = trained, arch

@@ -411,7 +411,7 @@ def _compare(argv):
     _check(a, argv)
     recipe = _recipe(_asked(a))
     from enas_nb.evaluate import further_arms
-    from enas_nb.experiment import compare
+    from enas_nb.comparison import compare
     arms = a.arms and [o.strip() for o in a.arms.split(',') if o.strip()]
     if arms and 'all' in arms: arms = further_arms
     try: compare(recipe, a.folder, arms, a.seeds, a.device, lambda o: print(o, flush=True))
@@ -427,7 +427,7 @@ def enas_compare(argv=None): # Words after the command; the process's by default
 # %% ../nbs/17_cli.ipynb #12d00003
 def _kept_to(folder, table):
     "The protocol of a comparison; `ValueError` if the table does not follow it."
-    from enas_nb.experiment import read_protocol
+    from enas_nb.comparison import read_protocol
     said = read_protocol(folder/'protocol.json')
     found = dict(seeds=sorted(map(int, table.seed.unique())), measure=table.measure.iloc[0])
     bad = [k for k,v in found.items() if said.get(k)!=v] if {'seed', 'measure'} <= {*table} else []

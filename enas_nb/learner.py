@@ -35,7 +35,7 @@ from fastai.losses import BaseLoss, LabelSmoothingCrossEntropyFlat
 from .checks import _int, brief
 from .space import SearchSpace
 from .presets import Preset, robust
-from .memory import random_state
+from .randomness import random_state
 from .parallel import bare, place
 from .task import find_task
 from .steady import OwnEvents, with_grad

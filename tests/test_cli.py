@@ -375,6 +375,7 @@ def test_train_one_architecture(folder, capfd, tiny):
     a, b = (json.loads((o/'result.json').read_text()) for o in (one, two))
     assert a['test_accuracy']==b['test_accuracy'] and a['params']==sum(o.numel() for o in load_file(one/'net.safetensors').values()
         if o.is_floating_point()) - sum(v.numel() for k,v in load_file(one/'net.safetensors').items() if 'running' in k)
+    assert {'train_loss', 'valid_loss', 'accuracy'} <= {*pd.read_csv(one/'history.csv')} # of the fit, not of the test after it
     assert load_arch(one/'arch.json')==arch and len(pd.read_csv(one/'history.csv'))==1 and f"{a['test_accuracy']:.2%}" in (one/'report.md').read_text()
     for args,words in ((['cifar10-micro', 'tiny'], ['MacroSpace', 'MicroSpace']), (['nothing'], ['nothing']), ([], ['which architecture']),
                        (['a.json', 'no-recipe'], ['no-recipe'])):

@@ -10,9 +10,8 @@ from scipy import stats
 from enas_nb.cli import enas_compare, enas_evaluate, enas_search
 from enas_nb.controller import Controller
 from enas_nb.cost import count_params
-from enas_nb.comparison import Comparison, answer, checklist, comparison_report, plot_arms, t_interval
+from enas_nb.comparison import Comparison, answer, checklist, compare, comparison_report, plot_arms, t_interval
 from enas_nb.evaluate import arm_names, check_arms, evolve, further_arms, mutate, size_twin
-from enas_nb.experiment import compare
 from enas_nb.macro import MacroSpace
 from enas_nb.micro import MicroSpace
 from enas_nb.recipes import recipes

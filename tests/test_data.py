@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from enas_nb import data
 from enas_nb.data import *
 from enas_nb.memory import *
+from enas_nb.randomness import *
 from enas_nb.task import ImageTask
 
 cifar_there = (data.fastai_path('data')/'cifar10').is_dir()
@@ -52,7 +53,7 @@ def folder(tmp_path):
 
 # ---- random numbers
 def test_rng_is_the_same_in_another_process():
-    code = "from enas_nb.memory import rng; print(rng(7,'order',2,3).initial_seed())"
+    code = "from enas_nb.randomness import rng; print(rng(7,'order',2,3).initial_seed())"
     out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, env={**os.environ, 'PYTHONHASHSEED':'5'})
     assert int(out.stdout)==rng(7, 'order', 2, 3).initial_seed()
 

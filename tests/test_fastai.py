@@ -551,7 +551,7 @@ def test_what_a_row_says_is_what_the_run_returned():
     "The typed columns of the tables stand beside what `try_row` returned for the same row"
     import json
     from pathlib import Path
-    for nb,make in (('12_search', 'search'), ('13_retrain', 'final')):
+    for nb,make in (('appendix/learner', 'search'), ('13_retrain', 'final')):
         cells = json.loads((Path(__file__).parent.parent/'nbs'/f'{nb}.ipynb').read_text())['cells']
         table = next(o for c in cells for o in c.get('outputs', ()) if 'what was seen' in str(o.get('data', {}).get('text/html', '')))
         cell  = lambda o: html.unescape(re.sub('<[^>]*>', '', o))

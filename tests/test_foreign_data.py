@@ -7,7 +7,8 @@ from fastai.vision.all import (BCEWithLogitsLossFlat,Categorize,CategoryBlock,Da
 from torch.utils.data import (BatchSampler,DataLoader,Dataset,IterableDataset,RandomSampler,SubsetRandomSampler,Subset,TensorDataset,WeightedRandomSampler)
 from enas_nb.all import MacroSpace,arch_learner,memory_dls,search_learner
 from enas_nb.data import CutOut,PadCropFlip,add_cutout,images_dls,split_valid
-from enas_nb.memory import MemoryDL,fastai_dls,rng
+from enas_nb.memory import MemoryDL,fastai_dls
+from enas_nb.randomness import rng
 from enas_nb.task import ImageTask
 
 SPACE = MacroSpace(2)

@@ -194,7 +194,7 @@ def folder(tmp_path, monkeypatch):
     Path('folder').mkdir(); Path('folder/a.txt').write_text('words'); Path('book.txt').write_text('words')
     Path('mine.py').write_text('x = 1'); ARCHS[1].save('a.json')
     def begun(*args, **kwargs): raise ValueError('it would begin')
-    for o in ('run_recipe', 'train_arch', 'compare'): monkeypatch.setattr(experiment, o, begun)
+    for room,o in ((experiment, 'run_recipe'), (experiment, 'train_arch'), (comparison, 'compare')): monkeypatch.setattr(room, o, begun)
     monkeypatch.setattr(cli, '_count', lambda *args: (None, None))
     report, asked = comparison.comparison_report, count()
     monkeypatch.setattr(comparison, 'comparison_report', lambda *args: report(*args) if next(asked)%20==0 else '') # it is slow

@@ -15,7 +15,8 @@ from enas_nb.micro import MicroSpace
 from enas_nb.presets import released, robust
 from enas_nb.recurrent import RecurrentSpace
 from enas_nb.reinforce import Reinforce, loss_reward, ppl_reward
-from enas_nb.search import Supernet, score_batch
+from enas_nb.rewards import score_batch
+from enas_nb.search import Supernet
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 SPACES = dict(macro=MacroSpace(6), micro=MicroSpace(3), recurrent=RecurrentSpace(4))

@@ -7,7 +7,7 @@ from fastai.vision.learner import load_learner
 from PIL import Image
 from enas_nb.data import *
 from enas_nb.own_data import *
-from enas_nb.memory import rng
+from enas_nb.randomness import rng
 from enas_nb import data,own_data
 
 def picture(i, size=(8,8), mode='RGB'):

@@ -13,7 +13,8 @@ from enas_nb.draw import draw
 from enas_nb.macro import MacroSpace
 from enas_nb.presets import n_epochs, released, robust
 from enas_nb.published import heads, published
-from enas_nb.experiment import lstm_lm, retrain, run_recipe
+from enas_nb.experiment import run_recipe
+from enas_nb.trainings import lstm_lm, retrain
 from enas_nb.recipes import Recipe, recipes
 from enas_nb.recurrent import RecurrentSpace
 from enas_nb.report import paired, plot_retrained, report, write_result, write_search

@@ -22,7 +22,8 @@ from enas_nb.presets import released
 from enas_nb.recurrent import RecurrentLM, RecurrentSpace, RNNode, SharedRecurrentLM
 from enas_nb.reinforce import ppl_reward
 from enas_nb.retrain import arch_learner
-from enas_nb.search import score_batch, search_learner
+from enas_nb.rewards import score_batch
+from enas_nb.search import search_learner
 from enas_nb.space import Op
 
 from enas_nb.own_data import file_dls

@@ -32,7 +32,10 @@ from enas_nb.presets import paper, released, robust, who_trains
 from enas_nb.controller import Controller
 from enas_nb.reinforce import Reinforce, loss_reward
 from enas_nb.retrain import arch_learner
-from enas_nb.search import Derived, SearchCallback, pick_preset, score_batch, search_learner
+from enas_nb.choose import Derived
+from enas_nb.learner import pick_preset
+from enas_nb.rewards import score_batch
+from enas_nb.search import SearchCallback, search_learner
 from enas_nb.space import Arch, SearchSpace, TinySpace
 from enas_nb.text import lm_dls
 from enas_nb.macro import MacroSpace

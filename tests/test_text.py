@@ -25,8 +25,9 @@ from enas_nb import text
 from torch import nn
 from torch.nn import functional as F
 from enas_nb.data import digits_dls,open_test,split_valid
-from enas_nb.memory import MemoryDL,cache_valid,random_batch,rng,with_valid
+from enas_nb.memory import MemoryDL,cache_valid,random_batch,with_valid
 from enas_nb.own_data import *
+from enas_nb.randomness import rng
 from enas_nb.presets import released
 from enas_nb.reinforce import ppl_reward
 from enas_nb.task import *
