@@ -32,8 +32,9 @@ from fastai.data.transforms import Categorize,Normalize
 from fastai.torch_core import TensorCategory,TensorImage,TensorImageBW,default_device
 
 from .checks import _int, write_file
+from .randomness import rng
 from .memory import (BatchRandom,MemoryDL,MemoryDataLoaders,MemoryDataset,as_floats,
-                            cache_valid,fastai_dls,rng)
+                            cache_valid,fastai_dls)
 
 # %% ../nbs/05_data.ipynb #0000000a
 class ImageNormalize(Normalize):

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import torch
 
-from .memory import MemoryDataLoaders,rng
+from .randomness import rng
+from .memory import MemoryDataLoaders
 from .data import (PadCropFlip,_check_size,_decode_files,_each,_folder_files,_kept,_opened,
                           _part_names,_take,images_dls)
 from .text import StreamDataLoaders,lm_dls,read_tokens
