@@ -237,7 +237,7 @@ def improvement(self:Comparison,
 
 # %% ../nbs/appendix/comparison.ipynb #12a00028
 @patch
-def agreement(self:Comparison)->Interval:
+def tau(self:Comparison)->Interval:
     "Kendall's τ of shared and retrained results of different architectures, within each seed."
     table = self.table.dropna(subset=['shared', 'test']).drop_duplicates(['seed', 'arch'])
     taus  = [stats.kendalltau(o.shared, self.sign*o.test).statistic
@@ -368,7 +368,7 @@ def comparison_report(comparison, # A `Comparison`
     "The report of a comparison in Markdown."
     c = comparison
     measure, derived = c.measure, c.difference('derived', 'search')
-    tau = c.agreement()
+    tau = c.tau()
     blind = ('' if c.rows('random').valid.notna().any() else ' All images were trained on, so '
              'nothing could be chosen by: random search is one random network here.')
     head = ('arm', 'networks', f'test {measure.name}', 'parameters', 'multiply-adds',

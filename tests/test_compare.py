@@ -146,7 +146,7 @@ def test_the_curse_is_a_mean_over_all_seeds():
 
 def test_ranks_of_one_architecture_agree_with_nothing():
     c = rows(*[(0, 'random', i, .5, .5, 1, 5, 0, 1) for i in (1, 2)], (0, 'derived', 0, .5, .5, 1, 5, 9, 1), (0, 'children', 1, .5, .5, 1, 5, 9, 1))
-    assert c.agreement().n==0 and not [o for o in ('nan', '(-inf', '+inf') if o in comparison_report(c)]
+    assert c.tau().n==0 and not [o for o in ('nan', '(-inf', '+inf') if o in comparison_report(c)]
 
 @pytest.mark.parametrize('change,said', [
     (lambda t: t.drop(columns='shared'), 'no column shared'), (lambda t: t[:0], 'no row'), (lambda t: t.assign(arm=t.arm.str.title()), "no arm 'Derived'"),
@@ -171,7 +171,7 @@ def test_the_curse_counts_every_choice():
 
 def test_shared_scores_that_rank_as_perplexities_agree():
     c = rows(*[(s, 'random', i, 100.+i, 1., -i, 5, 0, 1) for s in (0, 1) for i in (1, 2, 3)], measure='perplexity')
-    assert c.agreement().mean==pytest.approx(1)
+    assert c.tau().mean==pytest.approx(1)
 
 # a comparison
 
