@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from .randomness import random_state, set_random_state
 from .parallel import bare, everyone, place, rank0
-from .checks import _int, brief, write_file
+from .checks import _int, brief, few, write_file
 from .space import Arch
 from .reinforce import Reinforce
 from .learner import _warn
@@ -178,8 +178,8 @@ def _unlike(there, here, name=''):
     "One line on the first difference between two trees of plain data; empty if there is none."
     if isinstance(there, dict) and isinstance(here, dict):
         keys = [*here, *(k for k in there if k not in here)]
-        return next(filter(None, (_unlike(there.get(k), here.get(k), f'{name}.{k}'.strip('.'))
-                                  for k in keys)), '')
+        at = lambda k: f'{name}.{few([str(k)])}'.strip('.')
+        return next(filter(None, (_unlike(there.get(k), here.get(k), at(k)) for k in keys)), '')
     lists = isinstance(there, (list,tuple)) and isinstance(here, (list,tuple))
     if lists and len(there)==len(here):
         return next(filter(None, (_unlike(a, b, f'{name}[{i}]')
@@ -214,7 +214,7 @@ def _check(learn, state):
     if lost: raise ValueError(f'weights of {lost[0]} are not finite')
     n, epoch = (state['fit'][o] for o in ('n_epoch', 'epoch'))
     if not (isinstance(epoch, int) and isinstance(n, int) and 0<=epoch<=n):
-        raise ValueError(f'epoch is {epoch} of {n}')
+        raise ValueError(f'epoch is {brief(epoch)} of {brief(n)}')
 
 # %% ../nbs/appendix/checkpoint.ipynb #0e140033
 def _what(o): # in a few words
@@ -262,7 +262,7 @@ def _check_opt(opt):
     opt = getattr(opt, 'opt', opt)
     states, torchs = opt.state, isinstance(opt, torch.optim.Optimizer)
     if torchs and len(kept := {frozenset(o) for o in states.values() if o})>1:
-        raise ValueError(f'weights have unlike states: {[sorted(o) for o in kept]}')
+        raise ValueError(f'weights have unlike states: {brief([*kept])}')
     for k,v in opt.defaults.items() if torchs else (): # of θ's optimiser, nothing else does it
         for group in opt.param_groups:
             if k not in group or v is not None and _unlike_kind(group[k], v):
@@ -271,8 +271,8 @@ def _check_opt(opt):
         for k,v in s.items():
             if _kind(v) in ('number', 'bool') and (k=='step' or not torchs): continue
             if not isinstance(v, torch.Tensor) or (v.shape, v.dtype)!=(p.shape, p.dtype):
-                raise ValueError(f'{k} is {_what(v)} of weights {tuple(p.shape)}')
-            if not v.isfinite().all(): raise ValueError(f'{k} is not finite')
+                raise ValueError(f'{few([k])} is {_what(v)} of weights {tuple(p.shape)}')
+            if not v.isfinite().all(): raise ValueError(f'{few([k])} is not finite')
 
 def _apply(learn, state):
     "Put all of a state into a Learner."
@@ -370,9 +370,11 @@ def _usable(learn, path):
     state = read_state(path)
     check_state(learn, state)
     n, rates = state['fit']['n_epoch'], state['fit'].get('rates')
-    if n!=learn.n_epoch: raise ValueError(f'of a fit of {n} epochs, this one has {learn.n_epoch}')
+    if n!=learn.n_epoch:
+        raise ValueError(f'of a fit of {brief(n)} epochs, this one has {learn.n_epoch}')
     if rates!=_rates(learn):
-        raise ValueError(f'of a fit that began with {rates}, this one with {_rates(learn)}')
+        raise ValueError(f'of a fit that began with {brief(rates, 100)}, '
+                         f'this one with {brief(_rates(learn), 100)}')
     return state
 
 def _rates(learn):
@@ -452,7 +454,8 @@ def load_search(self:Learner,
         check_state(self, state)
         if 'about' not in state: _warn(f'{path} is of an older version, which kept shapes only')
         trained = _check_own(self, dict(state['cbs'])['search']['own'])
-        arch = state.get('arch') and Arch(self.model.controller.space, state['arch'])
+        arch = state.get('arch')
+        if arch is not None: arch = Arch(self.model.controller.space, arch)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         why = f': {str(e)[:200]}' if isinstance(e, ValueError) else ''
         raise ValueError(f'{path} is not a saved search{why}') from None

@@ -2,7 +2,7 @@
 
 20,000 calls by default, always the same ones. `ENAS_NB_FUZZ=100000 pytest -s tests/test_fuzz.py` makes so many for each
 reader, and prints what came of them."""
-import copy, io, json, os, random, re, resource, time
+import copy, functools, io, json, os, random, re, resource, shutil, time
 from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields
@@ -10,18 +10,23 @@ from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
+import pytest, torch
+from PIL import Image
 
 from enas_nb import cli, comparison, experiment
 from enas_nb.macro import MacroSpace
 from enas_nb.genotype import from_genotype, to_genotype
 from enas_nb.micro import MicroSpace
-from enas_nb.presets import Preset
+from enas_nb.presets import Preset, robust
 from enas_nb.published import published
 from enas_nb.recipes import Recipe, recipes
 from enas_nb.recurrent import RecurrentSpace
 from enas_nb.checks import _from_json
+from enas_nb.checkpoint import read_state, write_state
+from enas_nb.data import images_dls
+from enas_nb.own_data import file_dls, folder_dls
 from enas_nb.arch_files import arch_from_json, load_arch, space_from_dict
+from enas_nb.search import search_learner
 from enas_nb.space import TinySpace
 from enas_nb.trace import read_trace
 
@@ -181,9 +186,73 @@ def arguments(rng):
         else: words[i] = spoilt(rng, words[i])
     return lambda: command(name, words)
 
-READERS = dict(strings=(strings, 4000), genotypes=(genotypes, 2500), json_archs=(json_archs, 4000), json_spaces=(json_spaces, 2500),
-               json_presets=(json_presets, 1500), json_recipes=(json_recipes, 1000), files=(files, 1500), tables=(tables, 500),
-               arguments=(arguments, 2500))
+@functools.cache
+def search():
+    "A small search after its fit, its file, and the tree in this file."
+    x, y  = torch.randint(256, (12, 1, 8, 8), dtype=torch.uint8), torch.arange(12)%2
+    learn = search_learner(images_dls((x, y), (x, y), ['a', 'b'], bs=6), MacroSpace(2), width=2,
+                           preset=robust['macro'].override(search=dict(T_0=1, n_omega=1), controller=dict(steps=2, hidden=4)))
+    with learn.no_bar(), learn.no_logging(): learn.fit_preset()
+    learn.save_search('good.safetensors')
+    return learn, Path('good.safetensors').read_bytes(), read_state('good.safetensors')
+
+def bits(learn): return [o.clone() for o in learn.model.state_dict().values()]
+
+def checkpoints(rng):
+    "Bytes are spoilt, or the tree, whose file has a right checksum then."
+    learn, data, tree = search()
+    if rng.random()<.5:
+        i, j = sorted(rng.randrange(len(data)) for _ in range(2))
+        made = rng.choice((data[:i], data[:i]+data[j:], data[:i]+bytes([data[i]^1<<rng.randrange(8)])+data[i+1:], data[:i]+data[j:]+data[i:j],
+                           rng.randbytes(8)+data[8:], spoilt(rng, data[8:j].decode('latin-1')).encode('utf-8', 'replace')+data[j:]))
+        Path('a.safetensors').write_bytes(made)
+    else:
+        tree = twisted(rng, tree)
+        try: write_state('a.safetensors', tree)
+        except (TypeError, ValueError, UnicodeError, OverflowError): pass # nothing that we write; the last file is read once more
+    def read():
+        before = bits(learn)
+        try: learn.load_search('a.safetensors')
+        except Exception:
+            assert all(torch.equal(a, b) for a,b in zip(before, bits(learn), strict=True)), 'half loaded'
+            raise
+    return read
+
+def encoded(form, mode='L'):
+    "A small picture as bytes of a format."
+    out = io.BytesIO()
+    Image.new(mode, (9, 7), 1 if mode in ('I;16', 'F') else None).save(out, form)
+    return out.getvalue()
+
+def images(rng):
+    "A folder of two classes, whose pictures are sound but one."
+    form, mode = rng.choice((('PNG', 'L'), ('PNG', 'RGB'), ('PNG', 'I;16'), ('PNG', 'P'), ('JPEG', 'RGB'), ('BMP', 'RGB'), ('GIF', 'L'), ('TIFF', 'F'),
+                             ('TIFF', 'I;16'), ('WEBP', 'RGB')))
+    good = encoded(form, mode)
+    bad  = spoilt(rng, good.decode('latin-1')).encode('latin-1', 'replace') if rng.random()<.9 else rng.choice((b'', encoded('PNG', 'LA')))
+    def read():
+        shutil.rmtree('pictures', ignore_errors=True)
+        for i,c in enumerate(f'{part}/{c}' for part in ('train', 'valid', 'test') for c in 'aab'):
+            Path(f'pictures/{c}').mkdir(parents=True, exist_ok=True)
+            Path(f'pictures/{c}/{i}.{form.lower()}').write_bytes(bad if i==1 else good)
+        dls = folder_dls('pictures', bs=2, size=8, augment=None)
+        x, y = dls.one_batch()
+        assert x.isfinite().all()
+    return read
+
+def texts(rng):
+    "A file of words, or what should be one."
+    words = rng.choice(('The cell reads a word. It keeps what it needs! ', 'नमस्ते दुनिया। ', 'ab 3.5 N <unk> co-op \n', 'e\u0301t\u00e9 \u00df ', '字。字？'))
+    data  = spoilt(rng, words*rng.choice((1, 40))).encode(rng.choice(('utf-8', 'utf-8', 'utf-16', 'latin-1')), 'replace')
+    raw, encoding = rng.random()<.7, rng.choice(('utf-8', 'utf-8', 'latin-1', 'utf-16', 'x'))
+    def read():
+        Path('a.txt').write_bytes(data)
+        file_dls('a.txt', raw=raw, bs=rng.choice((1, 2)), seq_len=5, encoding=encoding).one_batch()
+    return read
+
+READERS = dict(strings=(strings, 3500), genotypes=(genotypes, 2500), json_archs=(json_archs, 3500), json_spaces=(json_spaces, 2500),
+               json_presets=(json_presets, 1500), json_recipes=(json_recipes, 1000), files=(files, 1000), tables=(tables, 500),
+               arguments=(arguments, 2500), checkpoints=(checkpoints, 500), images=(images, 400), texts=(texts, 600))
 
 def test_that_makes_20_000(): assert sum(n for _,n in READERS.values())==20_000
 
