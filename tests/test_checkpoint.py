@@ -240,6 +240,16 @@ def test_a_damaged_state_takes_no_effect(name, tmp_path, killed):
     with pytest.raises(ValueError, match='no checkpoint in') as e: fit(learn, cbs=Checkpoint(tmp_path))
     assert '\n' not in str(e.value) and equal(before, dict(learn.model.state_dict()))
 
+@pytest.mark.parametrize('arch', [False, 0, '', [], {}, 'x', [0]])
+def test_a_path_that_is_none_loads_nothing(arch, tmp_path):
+    "What is no architecture is refused before weights are loaded, also what counts as false."
+    learn, other, file = fit(make('macro'), 1), make('macro'), tmp_path/'a.safetensors'
+    learn.save_search(file)
+    write_state(file, read_state(file) | dict(arch=arch))
+    before = {k: v.clone() for k,v in other.model.state_dict().items()}
+    with pytest.raises(ValueError, match='is not a saved search'): other.load_search(file)
+    assert equal(before, dict(other.model.state_dict())) and other.model.arch is None
+
 def test_no_method_and_no_path_comes_from_a_file(tmp_path, monkeypatch):
     (tmp_path/'here').mkdir(); monkeypatch.chdir(tmp_path/'here') # fastai's callback saves where the process is
     tmp_path = tmp_path/'kept'
