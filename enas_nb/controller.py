@@ -101,7 +101,7 @@ def _logits(self:Controller, step, fixed, h, keys):
 def _next(self:Controller, step, action, states):
     "The LSTM's next input after `action` [n, width], given the remembered `states`."
     if step.feed=='start': return self.start.expand(len(action), -1)
-    if step.feed=='op':    return self.op_emb(action[:,0])
+    if step.feed=='op':    return F.embedding(action[:,0], self.op_emb.weight)
     s = torch.stack([states[j] for j in step.among], 1)                      # [n, choices, hidden]
     if step.feed=='mean':  return (s*action[...,None]).sum(1) / (1+action.sum(1, keepdim=True))
     at = action[...,None].expand(-1, -1, s.shape[2])
@@ -134,9 +134,10 @@ def walk(self:Controller,
     "Walk through the space: the LSTM decides, `pick` acts."
     x, zero = self.start.expand(n, -1), self.start.new_zeros(n, self.preset.hidden)
     hc, states, keys, decisions = [(zero,zero)]*len(self.lstm), [], [], []
+    weights = [(o.weight_ih, o.weight_hh) for o in self.lstm] # calling the layers costs more
     nothing = x.new_zeros(n, 0, dtype=torch.long)
     for t,step in enumerate(self.space.steps):
-        for i,cell in enumerate(self.lstm): hc[i] = cell(x, hc[i]); x = hc[i][0]
+        for i,w in enumerate(weights): hc[i] = torch.lstm_cell(x, hc[i], *w); x = hc[i][0]
         h, action = x, nothing
         if step.kind!='none':
             logits = self._logits(step, getattr(self, f'fixed{t}'), h, keys)

@@ -7,4 +7,4 @@ def plain_lstm_cell(monkeypatch):
         i,f,g,o = (x@w_ih.T + hc[0]@w_hh.T).chunk(4, 1)
         c = f.sigmoid()*hc[1] + i.sigmoid()*g.tanh()
         return o.sigmoid()*c.tanh(), c
-    monkeypatch.setattr(torch.nn.modules.rnn._VF, 'lstm_cell', cell, raising=False)
+    monkeypatch.setattr(torch, 'lstm_cell', cell)
