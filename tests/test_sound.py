@@ -258,7 +258,7 @@ wrong_kinds = dict(
     theta_lacks=(lambda d: theta(d).pop('betas'), 'betas of an optimiser is None'),
     theta_none=(lambda d: theta(d).update(eps=None), 'eps of an optimiser is None'),
     theta_short=(lambda d: theta(d).update(betas=(.5,)), r'betas of an optimiser is \(0.5,\)|betas of an optimiser is \[0.5\]'),
-    epoch_text=(lambda d: d['fit'].update(epoch='1'), 'epoch is 1 of'))
+    epoch_text=(lambda d: d['fit'].update(epoch='1'), "epoch is '1' of"))
 
 @pytest.mark.parametrize('which', wrong_kinds)
 def test_a_piece_of_another_kind_is_refused_by_its_name(which, tmp_path):
