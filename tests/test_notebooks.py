@@ -63,8 +63,8 @@ def visible_code(path):
 @each_nb
 def test_size(path):
     n, kb = len(cells(path)), path.stat().st_size/1000
-    most = 48 if re.match(r'\d\d_', path.name) and path.parent.name=='nbs' else 60 # chapters are short
-    assert n <= most, f'{n} cells, at most {most}'
+    cells_most = 48 if re.match(r'\d\d_', path.name) and path.parent.name=='nbs' else 60 # chapters are short
+    assert n <= cells_most, f'{n} cells, at most {cells_most}'
     assert kb <= 600, f'{kb:.0f} KB, at most 600'
     seen = {i for i,_ in visible_code(path)}
     most = lambda i: 40 if i in seen else 60

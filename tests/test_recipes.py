@@ -256,7 +256,7 @@ def test_an_lstm_of_equal_parameters(n):
     (dict(controller=dict(warmup=float('nan'))), TypeError, 'warmup is nan, not an integer'),
     (dict(controller=dict(lr='1e-3')), TypeError, "lr is '1e-3', not a number"), (dict(controller=dict(biased='no')), TypeError, "biased is 'no', allowed is True or False"),
     (dict(controller=dict(betas=(.9, 2.))), ValueError, 'betas is 2.0, allowed is 0 to 1'), (dict(controller=dict(baseline='x')), ValueError, "baseline is 'x', allowed are"),
-    (dict(search=dict(lr_max=-1)), ValueError, 'lr_max is -1.0, allowed is 0'), (dict(search=dict(bs=0)), ValueError, 'bs is 0, allowed is 1 to 1000000'),
+    (dict(search=dict(lr_max=-1)), ValueError, 'lr_max is -1.0, allowed is 0 or more'), (dict(search=dict(bs=0)), ValueError, 'bs is 0, allowed is 1 to 1000000'),
     (dict(search=dict(width=0)), ValueError, 'width is 0, allowed is 1 to 100000'), (dict(final=dict(l2=float('inf'))), ValueError, 'l2 is inf, not a finite number'),
     (dict(search=dict(n_cycles=90, T_mul=100)), ValueError, 'the number of epochs is an integer of 596 bits, allowed is 1 to 1000000'),
     (dict(search=dict(paths='x'*10**6)), ValueError, "paths is 'xxx"), (dict(search=5), TypeError, 'search is 5, allowed is a dict')])
