@@ -8,6 +8,8 @@ from .layout import *
 from .draw import *
 from .curves import *
 from .presets import *
+from .fused import *
+from .bptt import *
 from .controller import *
 from .reinforce import *
 from .tabular import *
@@ -15,7 +17,6 @@ from .parallel import *
 from .randomness import *
 from .memory import *
 from .data import *
-from .fused import *
 from .text import *
 from .task import *
 from .own_data import *

@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from torch import nn
 from .space import SearchSpace, Step
 from .presets import ControllerPreset, robust
+from .bptt import Sources, Tape, with_gradient
 
 # %% ../nbs/03_controller.ipynb #0000000b
 class Decision(NamedTuple):
@@ -69,27 +70,33 @@ class Controller(nn.Module):
             if name!='op_bias': nn.init.uniform_(p, -preset.init, preset.init)
         for i,step in enumerate(space.steps): # constants move with θ, and are not saved
             self.register_buffer(f'fixed{i}', _fixed_logits(step, preset.biased), persistent=False)
-        for name,o in dict(temperature=preset.temperature, sharpness=preset.tanh_constant,
-                           reduced=preset.tanh_constant/preset.op_tanh_reduce).items():
+        c, less = preset.tanh_constant, preset.tanh_constant/preset.op_tanh_reduce
+        for name,o in dict(temperature=preset.temperature, sharpness=c, reduced=less).items():
             self.register_buffer(name, torch.tensor(o), persistent=False) # a float costs a copy
         n = torch.tensor([o.choices for o in space.steps for _ in range(o.width)])
         self.register_buffer('first', n.cumsum(0)-n, persistent=False) # of each answer's choices
+        self.sources = Sources(space, c, less) # for the gradient
 
     @property
     def device(self): "Where θ lives."; return self.start.device
 
 # %% ../nbs/03_controller.ipynb #00000012
 @patch
-def _logits(self:Controller, step, fixed, h, keys):
-    "Log-probabilities of the choices at `step` for outputs `h` [n, hidden]: [n, width, choices]."
+def _compare(self:Controller, step, h, keys):
+    "Outputs `h` [n, hidden] beside the states in `step.among`: [n, `step.n`, hidden]."
+    query = F.linear(h, self.query.weight)[:,None] # calling the layer costs more
+    return torch.tanh(torch.stack([keys[j] for j in step.among], 1) + query)
+
+@patch
+def _logits(self:Controller, step, fixed, h, compared):
+    """Log-probabilities of the choices at `step`, [n, width, choices], for outputs `h` [n, hidden],
+    or for what `_compare` gives."""
     p = self.preset
     if step.kind=='op':
-        z = F.linear(h, self.op_out.weight)[:,None] # calling the layer costs more
+        z = F.linear(h, self.op_out.weight)[:,None]
         if self.op_bias is not None: z = z + self.op_bias
     else: # attention
-        keys = torch.stack([keys[j] for j in step.among], 1)
-        query = F.linear(h, self.query.weight)[:,None]
-        z = F.linear(torch.tanh(keys + query), self.v.weight) # [n, `step.n`, 1]
+        z = F.linear(compared, self.v.weight) # [n, `step.n`, 1]
         z = torch.cat([-z, z], 2) if step.kind=='skips' else z.transpose(1, 2)
     if p.temperature!=1: z = z/self.temperature
     z = (self.reduced if step.reduce else self.sharpness) * torch.tanh(z)
@@ -108,23 +115,47 @@ def _next(self:Controller, step, action, states):
     x = s.gather(1, at)[:,0]                                                 # [n, hidden]
     return x if step.feed=='state' else x/(0.1 + step.n - action)
 
+# %% ../nbs/03_controller.ipynb #00000016
+@patch
+def _steps(self:Controller, n, pick):
+    "The steps of a walk: for each decision its logits, [n, width, choices], and a `Tape`."
+    x, zero = self.start.expand(n, -1), self.start.new_zeros(n, self.preset.hidden)
+    hc, states, keys, logits = [(zero,zero)]*len(self.lstm), [], [], []
+    tape, nothing = Tape([], [hc[:]], [], []), x.new_zeros(n, 0, dtype=torch.long)
+    weights = [(o.weight_ih, o.weight_hh) for o in self.lstm] # calling the layers costs more
+    for t,step in enumerate(self.space.steps):
+        tape.xs.append(x)
+        for i,w in enumerate(weights): hc[i] = torch.lstm_cell(x, hc[i], *w); x = hc[i][0]
+        tape.memories.append(hc[:])
+        h, action, compared = x, nothing, None
+        if step.kind in ('index', 'skips'):
+            compared = self._compare(step, h, keys)
+            tape.compared.append(compared)
+        if step.kind!='none':
+            logits.append(self._logits(step, getattr(self, f'fixed{t}'), h, compared))
+            action = pick(step, logits[-1])
+        tape.actions.append(action)
+        if step.remember:
+            states.append(h if step.remember=='h' else zero)
+            keys.append(F.linear(h, self.key.weight))
+        x = self._next(step, action, states)
+    return logits, tape
+
 # %% ../nbs/03_controller.ipynb #5e1a70c4
 def _sum(terms): # [n, k] each; one after the other, as they were decided
     return reduce(torch.add, [o.squeeze(1) if o.shape[1]==1 else o.sum(1) for o in terms])
 
 @patch
-def _totals(self:Controller, decisions):
+def _totals(self:Controller, decisions, logits): # [n, all choices]
     "The sums of `log_prob` and of `entropy` of all decisions, [n] each, in few calls of torch."
     widths = [d.step.width for d in decisions]
     sizes  = [d.step.width*d.step.choices for d in decisions]
-    logits = torch.cat([d.logits.flatten(1) for d in decisions], 1)  # [n, all choices]
     places = torch.cat([d.action for d in decisions], 1)+self.first  # [n, all answers]
     took   = logits.gather(1, places).split(widths, 1)
     terms  = zip(widths, (logits.exp()*logits).split(sizes, 1))
     terms  = [o if w==1 else o.unflatten(1, (w,2)).sum(2) for w,o in terms]
     return _sum(took), -_sum(terms)
 
-# %% ../nbs/03_controller.ipynb #00000016
 @patch
 def walk(self:Controller,
          n,    # How many architectures walk side by side
@@ -132,23 +163,15 @@ def walk(self:Controller,
          pick,
         )->Walk:
     "Walk through the space: the LSTM decides, `pick` acts."
-    x, zero = self.start.expand(n, -1), self.start.new_zeros(n, self.preset.hidden)
-    hc, states, keys, decisions = [(zero,zero)]*len(self.lstm), [], [], []
-    weights = [(o.weight_ih, o.weight_hh) for o in self.lstm] # calling the layers costs more
-    nothing = x.new_zeros(n, 0, dtype=torch.long)
-    for t,step in enumerate(self.space.steps):
-        for i,w in enumerate(weights): hc[i] = torch.lstm_cell(x, hc[i], *w); x = hc[i][0]
-        h, action = x, nothing
-        if step.kind!='none':
-            logits = self._logits(step, getattr(self, f'fixed{t}'), h, keys)
-            action = pick(step, logits)
-            decisions.append(Decision(step, logits, action))
-        if step.remember:
-            states.append(h if step.remember=='h' else zero)
-            keys.append(F.linear(h, self.key.weight))
-        x = self._next(step, action, states)
+    with torch.no_grad(): by_step, tape = self._steps(n, pick)
+    logits = torch.cat([o.flatten(1) for o in by_step], 1) # [n, all choices]
+    if torch.is_grad_enabled(): logits = with_gradient(self, logits, tape)
+    steps = [o for o in self.space.steps if o.kind!='none']
+    parts = logits.split([o.width*o.choices for o in steps], 1)
+    decisions = tuple(Decision(o, z.unflatten(1, (o.width,-1)), action) for o,z,action in
+                      zip(steps, parts, (a for a in tape.actions if a.shape[1])))
     codes = torch.cat([d.action for d in sorted(decisions, key=lambda d: d.step.at)], 1)
-    return Walk(codes, *self._totals(decisions), tuple(decisions))
+    return Walk(codes, *self._totals(decisions, logits), decisions)
 
 # %% ../nbs/03_controller.ipynb #00000018
 @patch

@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from torch import nn
 from .presets import ControllerPreset
 from .controller import Controller, Walk
+from .fused import word_loss
 
 # %% ../nbs/04_reinforce.ipynb #5db54aca
 class MovingAverage:
@@ -69,7 +70,7 @@ def ppl_reward(# Logits [..., words], or a tuple that begins with them, as recur
                max_nats=12.):# Loss of a network whose loss is larger, or not a number
     "The reward of a language model on one batch, `c`/perplexity: a scalar tensor."
     logits = pred[0] if isinstance(pred, tuple) else pred
-    loss = F.cross_entropy(logits.flatten(0, -2).float(), targ.flatten())
+    loss = word_loss(logits.flatten(0, -2).float(), targ.flatten())
     return c*(-loss.nan_to_num(nan=max_nats).clamp(max=max_nats)).exp()
 
 # %% ../nbs/04_reinforce.ipynb #6e0a11db
@@ -79,7 +80,7 @@ def loss_reward(# Predictions [..., classes], or a tuple that begins with them
                 max_nats=12.):# Loss of a network whose loss is larger, or not a number
     "Minus the cross entropy on one batch: a scalar tensor. Finer than accuracy, which only counts."
     logits = pred[0] if isinstance(pred, tuple) else pred
-    loss = F.cross_entropy(logits.flatten(0, -2).float(), targ.flatten())
+    loss = word_loss(logits.flatten(0, -2).float(), targ.flatten())
     return -loss.nan_to_num(nan=max_nats).clamp(max=max_nats)
 
 # %% ../nbs/04_reinforce.ipynb #00000014

@@ -1,5 +1,5 @@
 "The policy on small random spaces of every kind: probabilities, repeatability, devices, and what a batch costs."
-import itertools, time
+import gc, itertools, time, weakref
 from dataclasses import dataclass, replace
 
 import pytest, torch
@@ -97,6 +97,76 @@ def test_what_is_drawn_and_added_up_is_the_plain_way_to_the_last_bit(space, seed
         assert torch.equal(ours, theirs)
         for x,y in zip(grad(ours), grad(theirs), strict=True): assert torch.equal(x, y)
 
+# --- the gradient by hand (appendix/bptt) ------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Mixed(SearchSpace):
+    "All kinds of steps and of feeds in one space, states in another order than they were remembered, a state of zeros."
+    ops = ('relu', 'tanh')
+    def decisions(self):
+        yield Step('none', 'begin', remember='zero')
+        yield Step('op', 'first op', n=2, at=0, feed='op', remember='h', bias=(.5, 0.), reduce=True)
+        yield Step('none', 'go on', remember='h')
+        yield Step('skips', 'two of three', n=2, at=1, among=(2, 0), feed='mean', remember='h')
+        yield Step('index', 'one of three', n=3, at=3, among=(3, 0, 1), feed='state', locality=True)
+        yield Step('index', 'one of two', n=2, at=4, among=(1, 2), feed='state/distance', remember='h')
+        yield Step('op', 'second op', n=2, at=5, feed='op')
+        yield Step('op', 'third op', n=2, at=6)
+
+def plain_walk(c, codes):
+    "Log-probabilities and entropies of architectures, as autograd sees them."
+    x, zero = c.start.expand(len(codes), -1), c.start.new_zeros(len(codes), c.preset.hidden)
+    hc, states, keys, log_p, entropy = [(zero, zero)]*len(c.lstm), [], [], 0., 0.
+    for t,step in enumerate(c.space.steps):
+        for i,cell in enumerate(c.lstm): hc[i] = cell(x, hc[i]); x = hc[i][0]
+        h, action = x, codes[:,step.at:step.at+step.width]
+        if step.kind!='none':
+            logits = c._logits(step, getattr(c, f'fixed{t}'), h, None if step.kind=='op' else c._compare(step, h, keys))
+            log_p, entropy = log_p + logits.gather(-1, action[...,None]).sum((1, 2)), entropy - (logits.exp()*logits).sum((1, 2))
+        if step.remember: states.append(h if step.remember=='h' else zero); keys.append(c.key(h))
+        x = c._next(step, action, states)
+    return log_p, entropy
+
+@settings(max_examples=60, deadline=None)
+@given(st.one_of(spaces, st.just(Mixed()), st.builds(RecurrentSpace, st.integers(1, 4), tanh_first=st.just(True)),
+                 st.builds(MicroSpace, st.integers(2, 4)), st.builds(MacroSpace, st.integers(4, 8))),
+       seeds, st.integers(1, 4), st.integers(1, 3), st.sampled_from([1., 5.]))
+def test_the_gradient_by_hand_is_that_of_autograd(space, seed, n, n_lstm, temperature):
+    c = policy(space, seed, n_lstm=n_lstm, temperature=temperature).double()
+    codes, ps = torch.as_tensor(space.random(n, seed=seed)), list(c.parameters())
+    plain, w = plain_walk(c, codes), c.score(codes)
+    grad = lambda y, *args, **kw: torch.autograd.grad(y, ps, *args, retain_graph=True, materialize_grads=True, **kw)
+    weigh = torch.rand(3, n, dtype=torch.double)
+    for a,b in zip(plain, (w.log_prob, w.entropy), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
+        for gs in (grad(b, weigh[0]), grad(b, weigh[0])): # twice through the same walk
+            for x,y in zip(grad(a, weigh[0]), gs, strict=True): torch.testing.assert_close(x, y, atol=1e-11, rtol=1e-11)
+        many = grad(b, weigh, is_grads_batched=True) # several gradients in one go
+        for k,o in enumerate(weigh):
+            for x,y in zip(grad(b, o), many, strict=True): torch.testing.assert_close(x, y[k], atol=1e-11, rtol=1e-11)
+
+def test_a_walk_notices_that_theta_changed_before_its_gradient():
+    c = policy(MicroSpace(2))
+    w = c.sample(2)
+    with torch.no_grad(): c.start.add_(1)
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'): w.log_prob.sum().backward()
+
+def test_a_walk_is_freed_with_its_last_name():
+    "A graph that refers to itself would stay until Python's collector comes."
+    c = policy(MicroSpace(2))
+    gc.collect(); gc.disable()
+    try:
+        refs = []
+        def pick(step, logits):
+            action = logits.argmax(-1)
+            refs.append(weakref.ref(action))
+            return action
+        w = c.walk(2, pick)
+        assert all(o() is not None for o in refs)
+        del w
+        assert all(o() is None for o in refs)
+    finally: gc.enable()
+
 def test_theta_that_is_not_finite_is_refused():
     c = policy(MicroSpace(2))
     with torch.no_grad(): c.start[0,0] = float('nan')
@@ -119,7 +189,8 @@ def test_fixed_logits_are_made_once_and_are_not_saved(space, monkeypatch):
     def never(*args, **kwargs): raise AssertionError('a constant is made in a walk')
     monkeypatch.setattr(torch, 'tensor', never)
     c.double().sample(4, gen)
-    assert {o.dtype for o in c.buffers() if o is not c.first} == {torch.float64} and c.first.dtype==torch.long
+    places = {id(c.first), *(id(getattr(c.sources, o)) for o in ('row', 'score', 'step', 'key', 'state'))}
+    assert all(o.dtype==(torch.long if id(o) in places else torch.float64) for o in c.buffers())
 
 @pytest.mark.parametrize('space', [MicroSpace(2), RecurrentSpace(3)], ids=lambda o: o.name)
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from enas_nb import fused, recurrent
-from enas_nb.fused import WordLoss, decode
+from enas_nb.fused import WordLoss, decode, word_loss
 from enas_nb.presets import released
 from enas_nb.recurrent import RecurrentLM, RecurrentSpace, RNNode, SharedRecurrentLM
 from enas_nb.reinforce import ppl_reward
@@ -354,6 +354,35 @@ def test_what_the_loss_leaves_to_torch():
     with torch.no_grad(): WordLoss()(x, y)
     assert torch.equal(x, before)
     assert torch.equal(each.activation(x), x.softmax(2)) and torch.equal(each.decodes(x), x.argmax(2))
+
+@pytest.mark.parametrize('n,words', [(1, 1), (31, 10_000), (65, 10_000), (70, 50), (3, 40_000), (33, 320_001)])
+@torch.no_grad()
+def test_the_loss_of_a_reward_is_torchs_to_the_last_bit_and_makes_no_second_array_of_scores(n, words):
+    x, y = 9*torch.randn(n, words), torch.randint(words, (n,))
+    x[0] = float('nan') if n==70 else x[0]
+    class Large(TorchDispatchMode):
+        "Sizes of what is made."
+        sizes = ()
+        def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+            out = f(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.untyped_storage()._cdata!=x.untyped_storage()._cdata:
+                self.sizes += (out.numel(),)
+            return out
+    before = x.clone()
+    for loss in (word_loss, WordLoss()):
+        with Large() as made: ours = loss(x, y)
+        assert max(made.sizes)<=max(320_000, words) and torch.equal(x.nan_to_num(), before.nan_to_num())
+        torch.testing.assert_close(ours, F.cross_entropy(x, y), atol=0, rtol=0, equal_nan=True)
+
+def test_the_loss_of_a_reward_leaves_the_rest_to_torch():
+    "Ignored targets, doubles, probabilities as targets, no places; scores that learn keep their gradient and their numbers."
+    x, y = torch.randn(6, 5), torch.tensor([0, 1, -100, 3, 4, -100])
+    for a,b in ((x, y), (x.double(), y.abs()%5), (x, x.softmax(1))): assert torch.equal(word_loss(a, b), F.cross_entropy(a, b))
+    assert word_loss(x[:0], y[:0]).isnan()
+    x.requires_grad_()
+    before, loss = x.detach().clone(), word_loss(x, y.abs()%5)
+    loss.backward(retain_graph=True); loss.backward()
+    assert torch.equal(x, before) and x.grad.abs().sum()>0
 
 def test_memory_is_kept_only_where_the_scores_are_gone():
     "With torch's loss the scores stay theirs; with ours the next batch has their memory."
