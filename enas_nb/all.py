@@ -38,9 +38,9 @@ from .search import *
 from .retrain import *
 from .trace import *
 from .evaluate import *
+from .published import *
 from .report import *
 from .run import *
-from .published import *
 from .recipes import *
 from .trainings import *
 from .experiment import *

@@ -131,7 +131,8 @@ class _Back(torch.autograd.Function):
         ins = [torch.stack(tape.xs), *(o[1:] for o in hs[:-1])]
         factors = [_factors(x, h[:-1], c[:-1], c[1:], *layer)
                    for x,h,c,layer in zip(ins, hs, cs, layers)]
-        dh, grads = _scores_back(src, ws, temperature, grad, logits.exp(), hs[-1][1:], tape.compared)
+        dh, grads = _scores_back(src, ws, temperature, grad, logits.exp(), hs[-1][1:],
+                                 tape.compared)
         dxs, sums = _time_back(src, layers, factors, tape.actions, dh)
         for l,d in enumerate(sums):
             for k,o in (('ih', ins[l]), ('hh', hs[l][:-1])):

@@ -18,6 +18,7 @@ from .checks import approx, write_file
 from .curves import plot_history
 from .draw import draw
 from .presets import n_epochs, phases
+from .published import heads
 from .alarms import decided
 from .evaluate import Findings, arm_names, told
 
@@ -123,19 +124,23 @@ def verdict(result): # As `run_recipe` returns it
             f'{_lead(found, policy, uniform)}')
 
 # %% ../nbs/15_report.ipynb #c92da35c
+def _ahead(o, measure):
+    "A paired difference in words, `0.93 points worse`, and its standard error."
+    gain, se = (f'{abs(k)*measure.scale:.{measure.digits}f}' for k in (o.mean, o.se))
+    return f"{gain} {measure.unit} {'worse' if o.mean<0 else 'better'}", se
+
 def paired(result): # As `run_recipe` returns it
     "The paired difference between the policy's children and random architectures, in words."
     found = Findings(result)
     measure, pairs = found.measure, found.pairs
     start = f"Child i and random architecture i share {words[measure.name]['shared']}"
     if not pairs.n: return f'{start}; in every such pair one diverged.'
-    gain, se = (f'{o*measure.scale:{sign}.{measure.digits}f}'
-                for o,sign in ((pairs.mean, '+'), (pairs.se, '')))
+    gain, se = _ahead(pairs, measure)
     size = ('All have as many parameters.' if round(found.size, 3)==1 else
             f'They have {found.size:.1f} times as many parameters, which may be a reason.')
     error = (f'standard error {se}, {pairs.n} pairs, all of one search' if pairs.n>1 else
              'one pair, which has no standard error')
-    return (f'{start}. In such pairs the children are {gain} {measure.unit} better ({error}). '
+    return (f'{start}. In such pairs the children are {gain} ({error}). '
             f'{size}{_twins(found)}{_again(result)}')
 
 def _again(result):
@@ -149,10 +154,10 @@ def _twins(found):
     if not (twins := found.twins): return ''
     if not twins.n: return ' In every pair with one of equal size one diverged.'
     m = found.measure
-    gain, se = (f'{o*m.scale:{sign}.{m.digits}f}' for o,sign in ((twins.mean, '+'), (twins.se, '')))
+    gain, se = _ahead(twins, m)
     error = f'standard error {se}' if twins.n>1 else 'one pair, which has no standard error'
-    return (f' In pairs with random ones of equal size, within a tenth, they are {gain} {m.unit} '
-            f'better ({error}).')
+    return (f' In pairs with random ones of equal size, within a tenth, they are {gain} '
+            f'({error}).')
 
 # %% ../nbs/15_report.ipynb #20a5869c
 def plain(text): # What a user may have typed
@@ -269,6 +274,14 @@ def _elsewhere(result):
     made = result.get('made_with')
     return f"Its parts were made with {plain('; and with '.join(made))}. " if made else ''
 
+def _keep(recipe):
+    "How to train what was found, and keep the network."
+    data = dict(folder_dls=' --images FOLDER', file_dls=' --text PATH').get(recipe['data'], '')
+    how  = (f"`enas-train arch.json {recipe['name']}{data}`" if recipe['name'] in heads else
+            "`arch_learner(dls, load_arch('arch.json'))`")
+    return (f'\n\nIt lies in `arch.json`. In this folder {how} trains it once more '
+            'and keeps the network.')
+
 # %% ../nbs/15_report.ipynb #8a6757c1
 def _who(paths):
     "Whose paths trained ω."
@@ -341,7 +354,7 @@ def report(result): # As `run_recipe` returns it
 
 ![The derived architecture](arch.svg)
 
-`{result['arch']}`
+`{result['arch']}`{_keep(recipe)}
 
 ## Retrained from scratch, all in the same way
 

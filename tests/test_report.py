@@ -50,6 +50,20 @@ def test_numbers_of_a_measure():
 def test_committed_reports_follow_from_their_results(folder):
     assert report(json.loads((folder/'result.json').read_text()))==(folder/'report.md').read_text()
 
+@pytest.mark.parametrize('mean,words', [(-.0093, '0.93 points worse (standard error 0.50'), (.0093, '0.93 points better (standard error 0.50')])
+def test_a_pair_that_lost_is_worse_and_not_minus_better(mean, words):
+    d = committed('digits-macro-seed0')
+    d['paired_difference'] = dict(mean=mean, se=.005, n=3)
+    assert words in paired(d) and '-' not in paired(d)
+
+@pytest.mark.parametrize('recipe,how', [(dict(name='digits-macro', data='digits_dls'), '`enas-train arch.json digits-macro`'),
+                                        (dict(name='digits-macro', data='folder_dls'), '`enas-train arch.json digits-macro --images FOLDER`'),
+                                        (dict(name='text-small', data='file_dls'), '`enas-train arch.json text-small --text PATH`'),
+                                        (dict(name='mine', data='digits_dls'), "`arch_learner(dls, load_arch('arch.json'))`")])
+def test_a_report_says_how_to_keep_what_was_found(recipe, how):
+    d = committed('digits-macro-seed0')
+    assert f'In this folder {how} trains it' in report(d | dict(recipe=d['recipe']|recipe))
+
 def committed(name): return json.loads((RESULTS/name/'result.json').read_text())
 
 def test_a_report_counts_what_diverged_in_a_committed_run():
