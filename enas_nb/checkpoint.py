@@ -72,12 +72,13 @@ def _checksum(header, tensors):
 
 def write_state(path, # File to write; an old one stays until the new one is complete
                 tree, # Dicts, lists, numbers, strings and tensors
+                parents=True, # Are missing folders made?
                ):
     "Write a tree to a safetensors file."
     tensors = {}
     header = json.dumps(_pack(tree, tensors))
     about = dict(enas_nb=header, crc=_checksum(header, tensors))
-    write_file(path, save(tensors, about))
+    write_file(path, save(tensors, about), parents)
 
 def read_state(path): # File of `write_state`; `ValueError` for others, or `FileNotFoundError`
     "The tree in a safetensors file."
@@ -355,12 +356,12 @@ def _file(self:Checkpoint, epoch): return self.path/f'{self.n_fit:02}-{epoch:05}
 @patch
 def _write(self:Checkpoint, number, epoch):
     "Write the state of the fit to file `number`, and delete all but the last two files."
-    if number and not place(self.learn).rank and not self.path.is_dir():
-        raise FileNotFoundError(f'the folder of checkpoints {self.path} is gone')
     fit = dict(n_epoch=self.n_epoch, epoch=epoch, train_iter=self.train_iter, rates=self.rates)
     state = learn_state(self.learn) | dict(fit=fit) # of all processes; the first one writes it
     def write():
-        write_state(self._file(number), state)
+        try: write_state(self._file(number), state, parents=not number)
+        except FileNotFoundError:
+            raise FileNotFoundError(f'the folder of checkpoints {self.path} is gone') from None
         for o in sorted(self.path.glob(f'{self.n_fit:02}-*.safetensors'))[:-2]: o.unlink()
     rank0(self.learn, write)
 

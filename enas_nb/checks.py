@@ -120,6 +120,7 @@ def check_fields(o, # A frozen dataclass, in its `__post_init__`
 # %% ../nbs/appendix/checks.ipynb #b5107a97
 def write_file(path, # File to write; an `IsADirectoryError` if it is a folder
                data, # Text or bytes
+               parents=True, # Are missing folders made? A `FileNotFoundError` if not
               ):
     """Write a file under a temporary name and move it into place: there is never half a file.
     A file keeps its mode, a link what it points to; a pipe or a device is written to."""
@@ -131,7 +132,7 @@ def write_file(path, # File to write; an `IsADirectoryError` if it is a folder
         return
     if there and not os.access(path, os.W_OK): raise PermissionError(f'{_at(path)} is read-only')
     path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if parents: path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f'tmp{uuid4().hex}tmp')
     try:
         with open(new, **how) as f: f.write(data)

@@ -12,6 +12,7 @@ import copy, json
 from pathlib import Path
 import torch
 from .checks import _int
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 # %% ../nbs/appendix/cost.ipynb #6c96e92e
@@ -33,12 +34,19 @@ def count_params(arch, # The architecture
     return n-aux, aux
 
 # %% ../nbs/appendix/cost.ipynb #41223ab8
+class _NoNorms(TorchDispatchMode):
+    "Passes over batch norms, which have no products and are slow on the meta device."
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        passes = 'native_batch_norm' in f.name() and len(f._schema.returns)==3 and args[0].is_meta
+        if not passes: return f(*args, **(kwargs or {}))
+        return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
+
 def _count(net, shape):
     "`multiply_adds` of a network that nobody needs afterwards: its mode and its memory change."
     if hasattr(net, 'reset'): net.reset()
     kind = dict(dtype=torch.float if shape else torch.long, device=next(net.parameters()).device)
     x = torch.zeros(2, *shape or (1,), **kind) # two items, since batch norm may need them
-    with torch.no_grad(), FlopCounterMode(display=False) as flops: net.eval()(x)
+    with torch.no_grad(), FlopCounterMode(display=False) as flops, _NoNorms(): net.eval()(x)
     return flops.get_total_flops()//4
 
 def multiply_adds(net,   # A network; on the meta device nothing is computed

@@ -107,6 +107,7 @@ def _held(lock):
 @patch
 def drop(self:Run):
     "Remove what `new_run` made, if nothing was done. Returns whether it did."
+    if not (self.path/'run.json').is_file(): return False # it is gone
     files = [o for o in self.tasks.rglob('*') if o.is_file()]
     if any(o.name!='begun.json' and o.suffix!='.lock' for o in files): return False
     if any(_held(o) for o in files if o.suffix=='.lock'): return False # somebody works here

@@ -263,3 +263,19 @@ def test_no_method_and_no_path_comes_from_a_file(tmp_path, monkeypatch):
     learn.path = tmp_path
     fit(learn, cbs=Checkpoint(tmp_path, log=lambda o: None))
     assert learn.save_model.fname=='mine' and 'before_batch' not in vars(learn.save_model) and learn.save_model.learn is learn
+
+@pytest.mark.parametrize('when', ['before', 'while the state is collected'])
+def test_a_folder_that_vanishes_ends_the_fit_at_its_next_epoch(tmp_path, monkeypatch, when):
+    "It is not made again, so that hours of epochs go nowhere."
+    import enas_nb.checkpoint as room
+    learn, f = make('macro-search'), tmp_path/'f'
+    class Gone(Callback):
+        def after_epoch(self):
+            if self.epoch==1 and when=='before': f.rename(tmp_path/'elsewhere')
+    def collect(learn):
+        state = learn_state(learn)
+        if learn.epoch==1 and when!='before': f.rename(tmp_path/'elsewhere')
+        return state
+    monkeypatch.setattr(room, 'learn_state', collect)
+    with pytest.raises(FileNotFoundError, match='the folder of checkpoints .*f is gone'): fit(learn, cbs=[Checkpoint(f), Gone()])
+    assert learn.epoch==1 and not f.exists() and list((tmp_path/'elsewhere').glob('*.safetensors'))

@@ -22,6 +22,7 @@ from enas_nb.genotype import to_genotype
 from enas_nb.micro import MicroSpace
 from enas_nb.recurrent import RecurrentSpace
 from enas_nb.arch_files import load_arch
+from forked import Forked
 
 BIN = Path(sysconfig.get_path('scripts'))
 
@@ -34,13 +35,17 @@ def folder(tmp_path, monkeypatch):
     yield f
     torch.set_num_threads(threads)
 
-def start(cmd, *args, **env):
+def script(cmd, *args, **env):
     "The installed script as a process whose SIGINT is the default one."
     return subprocess.Popen([BIN/cmd, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
                             env=os.environ|dict(OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')|env, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
-def call(cmd, *args, **env):
-    "Status, stdout and stderr of the installed script."
+def start(cmd, *args, **env):
+    "The command as a process that begins with everything imported: seconds faster."
+    return Forked(globals()[cmd.replace('-', '_')], args, **env)
+
+def call(start, cmd, *args, **env):
+    "Status, stdout and stderr of a process."
     p = start(cmd, *args, **env)
     try: out,err = p.communicate(timeout=300)
     finally: p.kill()
@@ -148,14 +153,14 @@ def test_no_data(recipe, kind, capfd, folder, tmp_path, monkeypatch, request):
 
 def test_the_installed_scripts_say_one_line(folder):
     for cmd,args,word in (('enas-search',['no-such-recipe'],'no-such-recipe'), ('enas-show',['9 0 0','--space','macro'],'position 0')):
-        status, out, err = call(cmd, *args)
+        status, out, err = call(script, cmd, *args)
         assert status==2 and out==''
         is_one_line(err, cmd, word)
     assert list(folder.iterdir())==[]
 
 @pytest.mark.skipif(os.name!='posix', reason='signals')
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_stopped_run_says_how_to_go_on(folder, number):
+@pytest.mark.parametrize('start,number', [(script, signal.SIGINT), (start, signal.SIGTERM), (start, signal.SIGHUP)])
+def test_a_stopped_run_says_how_to_go_on(folder, start, number):
     p = start('enas-search', '--epochs', '4', '--out', 'deep/run')
     try:
         for line in p.stdout:
@@ -266,7 +271,7 @@ def test_ctrl_c_while_theta_moves_at_the_end(three, capfd, folder, monkeypatch):
 
 def test_a_run_of_the_installed_script(folder):
     "The main job, cut to one epoch: six files in a folder that did not exist, nothing on stderr."
-    status, out, err = call('enas-search', '--epochs', '1', '--out', 'deep/run', '--device', 'cpu')
+    status, out, err = call(script, 'enas-search', '--epochs', '1', '--out', 'deep/run', '--device', 'cpu')
     assert status==0 and err=='' and 'deep/run' in out, err
     res, h = well_formed(folder/'deep/run')
     assert len(h)==1 and len(res['random_test_accuracy'])>=3
@@ -339,8 +344,8 @@ def test_a_folder_that_vanishes(folder):
         out,err = p.communicate(timeout=300)
     finally: p.kill()
     assert p.returncode==2
-    is_one_line(err, 'enas-search', 'gone')
-    assert 'go on with' not in err
+    is_one_line(err, 'enas-search', 'gone is gone, with all that was done')
+    assert 'go on with' not in err and [o.name for o in folder.iterdir()]==['elsewhere']
 
 def test_other_data_are_refused(folder, capfd, tiny, monkeypatch):
     monkeypatch.setattr(rooms.Experiment, 'train', lambda *args: 1/0)
@@ -357,7 +362,7 @@ def test_a_small_disk_and_a_mount_point(folder):
         Path(size).mkdir()
         if subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size},mode=755', 'tmpfs', size]).returncode: pytest.skip('no mount here')
         try:
-            code, out, err = call('enas-search', '--epochs', '1', '--device', 'cpu', '--out', size)
+            code, out, err = call(start, 'enas-search', '--epochs', '1', '--device', 'cpu', '--out', size)
             assert code==status, err
             if status: is_one_line(err, 'enas-search', 'No space left'); assert 'epoch' not in out
             else: well_formed(folder/size)

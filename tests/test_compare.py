@@ -1,5 +1,5 @@
 "Several runs of a recipe beside fair rivals: what is written down, what is gone on with, what is said."
-import json, math, subprocess, sys
+import json, math
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from enas_nb.micro import MicroSpace
 from enas_nb.recipes import recipes
 from enas_nb.recurrent import RecurrentSpace
 from enas_nb.space import TinySpace
+from forked import Forked
 
 quiet = lambda line: None
 
@@ -244,9 +245,8 @@ def test_an_interrupted_comparison_goes_on(tmp_path, all_arms):
 
 def test_two_processes_take_different_seeds(tmp_path):
     out = tmp_path/'both'
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_compare import *; torch.set_num_threads(1); " \
-           f"compare(tiny(arms=()), {str(out)!r}, seeds=range(2), log=lambda o: print(o, flush=True))"
-    procs = [subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    def run(argv): compare(tiny(arms=()), out, seeds=range(2), log=lambda o: print(o, flush=True))
+    procs = [Forked(run, []) for _ in range(2)]
     said  = [p.communicate(timeout=300)[0] for p in procs]
     assert [p.returncode for p in procs]==[0, 0]
     assert sum('derived:' in o for s in said for o in s.splitlines())==2 # each seed was searched once

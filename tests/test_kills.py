@@ -1,19 +1,18 @@
 """Runs that are killed with SIGKILL at random moments, and gone on with, end like one that was never stopped: bit by bit.
 
 Three kills in every test run. Fifty, over three recipes: `python tests/test_kills.py 50 > tests/kills.log`, some 15 minutes."""
-import json, os, random, shutil, subprocess, sys, sysconfig, tempfile, time
+import json, random, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import pytest, torch
 
 from enas_nb.checkpoint import read_state
-
-BIN = Path(sysconfig.get_path('scripts'))
+from enas_nb.cli import enas_search
+from forked import Forked
 
 def start(*args):
-    "`enas-search`, one thread, as a process."
-    return subprocess.Popen([sys.executable, '-c', 'import sys; from enas_nb.cli import enas_search; sys.exit(enas_search())', *map(str, args)],
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ|dict(OMP_NUM_THREADS='1'))
+    "`enas-search` as a process."
+    return Forked(enas_search, [*map(str, args)])
 
 def equal(a, b):
     if isinstance(a, torch.Tensor): return torch.equal(a, b)
@@ -51,10 +50,11 @@ def killed(folder, args, kills, within, rng):
 
 def test_three_kills(tmp_path):
     args = ['digits-macro', '--epochs', '2', '--device', 'cpu', '--seed', '5']
-    p = start(*args, '--out', tmp_path/'whole')
+    begun, p = time.monotonic(), start(*args, '--out', tmp_path/'whole')
     assert p.wait(timeout=300)==0
-    out, seen = killed(tmp_path, args, 3, 12, random.Random(1))
-    assert equal(ended(tmp_path/'whole'), ended(out)), seen
+    seconds = time.monotonic()-begun
+    out, seen = killed(tmp_path, args, 3, seconds/3, random.Random(1))
+    assert len(seen)==3 and equal(ended(tmp_path/'whole'), ended(out)), seen
 
 if __name__=='__main__':
     n, rng = int(sys.argv[1]), random.Random(0)
