@@ -124,6 +124,23 @@ def pool(name, # `'avg'` or `'max'`
             nn.MaxPool2d(3, padding=1, stride=1))
 
 # %% ../nbs/07_layers.ipynb #0000001c
+def _grids(x): return torch.cat([x[:,:,::2,::2], x[:,:,1::2,1::2]], 1)
+
+class _Grids(torch.autograd.Function):
+    "Both grids of `x` as channels. Autograd would add four images to go back, this makes one."
+    @staticmethod
+    def forward(ctx, x):
+        ctx.size = x.shape
+        return _grids(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        last = grad.is_contiguous(memory_format=torch.channels_last)
+        layout = dict(memory_format=torch.channels_last if last else torch.contiguous_format)
+        dx = torch.empty(ctx.size, dtype=grad.dtype, device=grad.device, **layout).zero_()
+        dx[:,:,::2,::2], dx[:,:,1::2,1::2] = grad.chunk(2, 1)
+        return dx
+
 class FactorizedReduction(nn.Module):
     "Halve the image: a 1x1 convolution on each of two grids; batch norm (`_factorized_reduction`)."
     def __init__(self,
@@ -136,14 +153,12 @@ class FactorizedReduction(nn.Module):
 
     def forward(self, x):
         h,w = x.shape[2:]
-        if x.device.type=='cpu':
-            # one convolution with two of four taps; only an odd side needs zeros at its end
-            if h%2 or w%2: x = F.pad(x, (0, w%2, 0, h%2))
-            taps = F.pad(self.even.weight, (0,1,0,1)), F.pad(self.odd.weight, (1,0,1,0))
-            return self.bn(F.conv2d(x, torch.cat(taps), stride=2))
-        shifted = F.pad(x, (-1, w%2, -1, h%2)) # without its first row and column
-        return self.bn(torch.cat([self.even(F.avg_pool2d(x, 1, 2)),
-                                  self.odd(F.avg_pool2d(shifted, 1, 2))], 1))
+        if h%2 or w%2: x = F.pad(x, (0, w%2, 0, h%2)) # only an odd side needs zeros at its end
+        learns = x.requires_grad and torch.is_grad_enabled()
+        grids, ws = (_Grids.apply if learns else _grids)(x), (self.even.weight, self.odd.weight)
+        if x.device.type=='cpu' and len(ws[0])==len(ws[1]): # one convolution of two groups
+            return self.bn(F.conv2d(grids, torch.cat(ws), groups=2))
+        return self.bn(torch.cat([F.conv2d(o, w) for o,w in zip(grids.chunk(2, 1), ws)], 1))
 
 # %% ../nbs/07_layers.ipynb #00000022
 class Head(nn.Module):

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from enas_nb.data import digits_dls
-from enas_nb.layers import FactorizedReduction
+from enas_nb.layers import FactorizedReduction, _Grids
 from enas_nb.macro import MacroNet, SharedMacroNet
 from enas_nb.checkpoint import Checkpoint, read_state
 from enas_nb.cost import count_params
@@ -639,6 +639,24 @@ def test_factorized_reduction_is_two_1x1_convolutions(ni, nf):
         a, b = F.conv2d(x[:,:,::2,::2].contiguous(), m.even.weight), F.conv2d(shifted.contiguous(), m.odd.weight)
         want = m.bn(torch.cat([a, b[:,:,:a.shape[2],:a.shape[3]]], 1))
         assert (m(x)-want).abs().max() <= 4e-7*want.abs().max()
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('ni,nf', [(1,2), (3,5), (12,12)])
+def test_gradients_of_a_factorized_reduction(ni, nf, layout):
+    "Those of two slices, in the layout of the images; torch's numerical ones, and those of gradients, too."
+    torch.manual_seed(0)
+    m = FactorizedReduction(ni, nf, bn_eval='batch').double()
+    for h,w in ((8,8), (7,8), (1,1)):
+        x = torch.randn(4, ni, h, w, dtype=torch.double).to(memory_format=layout).requires_grad_()
+        y, ps = m(x), [x, *m.parameters()]
+        padded = F.pad(x, (0, w%2, 0, h%2))
+        plain = m.bn(torch.cat([F.conv2d(padded[:,:,::2,::2], m.even.weight), F.conv2d(padded[:,:,1::2,1::2], m.odd.weight)], 1))
+        weigh = torch.randn_like(plain)
+        for a,b in zip(*(torch.autograd.grad((o*weigh).sum(), ps, retain_graph=True) for o in (y, plain)), strict=True): torch.testing.assert_close(a, b)
+        if h==w==8 and ni>1: assert torch.autograd.grad(y.sum(), x)[0].is_contiguous(memory_format=layout)
+        with torch.no_grad(): torch.testing.assert_close(m(x), y)
+    small = torch.randn(2, ni, 2, 2, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(_Grids.apply, small) and torch.autograd.gradgradcheck(_Grids.apply, small)
 
 # --- who trains ω, and when θ moves --------------------------------------------------------------------------------------
 
