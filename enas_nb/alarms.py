@@ -1,4 +1,4 @@
-"""A search can fail without an error: four ways, how they are seen, and what to do.
+"""A search can fail without an error: five ways, how they are seen, and what to do.
 
 Docs: https://enas-nb.github.io/enas_nb/appendix/alarms.html.md"""
 
@@ -10,7 +10,9 @@ __all__ = ['decided', 'turn_stats', 'count_choices', 'search_alarms']
 # %% ../nbs/appendix/alarms.ipynb #0e142005
 import numpy as np, torch
 from torch.nn import functional as F
+from fastai.metrics import accuracy
 from .cost import count_params
+from .reinforce import loss_reward, ppl_reward
 
 # %% ../nbs/appendix/alarms.ipynb #0e142008
 def decided(
@@ -94,9 +96,25 @@ def _untrained(search):
         yield (f"ω has hardly trained {'; '.join(name(*o) for o in rare[:3])}{more}. Their scores "
                "say little: let `paths='uniform'` train ω")
 
+# %% ../nbs/appendix/alarms.ipynb #1189a724
+def _chance(search):
+    "What a guess among all classes, or words, is paid; None for rewards of your own."
+    if not hasattr(search.model, 'like'): return
+    n = search.model.like[1]
+    paid = {accuracy: 1/n, loss_reward: -np.log(n)}
+    c = getattr(search.reward, 'keywords', {}).get('c', 80)
+    return c/n if getattr(search.reward, 'func', None) is ppl_reward else paid.get(search.reward)
+
+def _ignorant(search):
+    "Yields a sentence on a ω that is trained to its end and does no better than chance."
+    paid, chance = search.stats['reward'], search.whole and _chance(search)
+    if chance and paid<=chance:
+        yield (f'ω has learned nothing: what is drawn is paid {paid:.3g}, a guess {chance:.3g}. '
+               'So the rewards are noise. Train ω for more epochs, or at another rate')
+
 def search_alarms(
     search, # The `SearchCallback` of a Learner, after a turn of θ
 )->list:
     "What is wrong with a search, and what to do: sentences."
     if 'entropy' not in search.stats: return []
-    return [*_policy(search), *_baseline(search), *_untrained(search)]
+    return [*_policy(search), *_baseline(search), *_untrained(search), *_ignorant(search)]

@@ -1,8 +1,11 @@
 "Nothing broken is reported as a result: what is not finite, a fit that ends early, a file of another search, alarms."
 import copy, json, math, random, struct, warnings
+from functools import partial
+from types import SimpleNamespace
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
 from fastai.learner import load_learner
+from fastai.metrics import accuracy
 from torch.nn import functional as F
 
 from enas_nb.checkpoint import Checkpoint, learn_state, read_state
@@ -11,9 +14,9 @@ from enas_nb.data import digits_dls, images_dls
 from enas_nb.evaluate import gain_over, measures
 from enas_nb.macro import MacroSpace
 from enas_nb.micro import MicroSpace
-from enas_nb.presets import released
-from enas_nb.alarms import decided
-from enas_nb.reinforce import Reinforce
+from enas_nb.presets import released, robust
+from enas_nb.alarms import _ignorant, decided
+from enas_nb.reinforce import Reinforce, loss_reward, ppl_reward
 from enas_nb.report import verdict
 from enas_nb.retrain import arch_learner
 from enas_nb.search import search_learner
@@ -360,6 +363,20 @@ def test_choices_that_were_hardly_trained():
     fair = make(bs=8, preset=SMALL.override(search=dict(paths='fair')))
     assert not [o for o in alarms(fair) if 'hardly trained' in o]
     assert fair.search.counts.sum(1).tolist()==[125]*3 and fair.search.counts[0].max()-fair.search.counts[0].min()<=1
+
+@pytest.mark.parametrize('reward,n,guess', [(accuracy, 10, .1), (loss_reward, 10, -math.log(10)), (partial(ppl_reward, c=80.), 1000, .08)])
+def test_an_omega_that_guesses_at_the_end_of_its_training(reward, n, guess):
+    def search(paid, whole=True, **kw):
+        return SimpleNamespace(**dict(stats=dict(reward=paid), whole=whole, reward=reward, model=SimpleNamespace(like=(3, n))) | kw)
+    said, = _ignorant(search(guess-.01))
+    assert said.startswith('ω has learned nothing') and f'a guess {guess:.3g}.' in said
+    for o in (search(guess+.01), search(guess-.01, whole=False), search(-9., reward=lambda p, y: 0.), search(-9., model=SimpleNamespace())):
+        assert not [*_ignorant(o)]
+
+def test_an_omega_that_learns_is_no_alarm():
+    learn = make(preset=robust['macro'].override(controller=dict(steps=2)))
+    with learn.no_bar(), learn.no_logging(): learn.fit_preset(epochs=3)
+    assert learn.search.whole and not [o for o in learn.search.alarms if 'learned nothing' in o]
 
 def test_limits_are_one():
     assert [decided(e, 10.) for e in (.05, .2, 5., 9.4, 9.6)]==['collapsed', '', '', '', 'unmoved']
