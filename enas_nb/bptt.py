@@ -11,12 +11,12 @@ __all__ = ['Sources', 'Tape', 'with_gradient']
 from typing import NamedTuple
 import torch, torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
+from .fused import first_only
 
 # %% ../nbs/appendix/bptt.ipynb #2595c683
 class Sources(nn.Module):
-    """Where the logits of a walk come from, as positions, which live on θ's device. Scores are
-    those of each step and op, then those of each *pair* of a step and a state."""
+    """Where the logits of a walk come from, as positions, which live on θ's device.
+    For each logit its softmax (`row`), `score` and factor (`scale`); for each pair its steps."""
     def __init__(self,
         space,     # A `SearchSpace`
         sharpness, # The tanh constant
@@ -24,15 +24,16 @@ class Sources(nn.Module):
     ):
         super().__init__()
         self.steps, n_ops, rows, memory = space.steps, len(space.ops), 0, []
-        logits, pairs, T = [], [], len(space.steps) # a state of zeros gets no gradient: row T
+        logits, pairs, n_steps = [], [], len(space.steps)
         for t,step in enumerate(self.steps):
             skips, attends = step.kind=='skips', step.kind in ('index', 'skips')
-            first = T*n_ops+len(pairs) if attends else t*n_ops
+            first = n_steps*n_ops+len(pairs) if attends else t*n_ops
             c = reduced if step.reduce else sharpness
             for k in range(step.n if step.kind!='none' else 0):
                 logits += [(rows+k*skips, first+k, c*sign) for sign in ((-1,1) if skips else (1,))]
             among = [memory[j] for j in step.among] if attends else []
-            pairs += [(t, s, s if self.steps[s].remember=='h' else T) for s in among]
+            # a state of zeros gets no gradient: it has a place behind all steps
+            pairs += [(t, s, s if self.steps[s].remember=='h' else n_steps) for s in among]
             rows  += step.width
             if step.remember: memory.append(t)
         for names,os in (('row score scale', logits), ('step key state', pairs)):
@@ -54,7 +55,7 @@ def _flat(o): return o.reshape(-1, o.shape[-1])
 def _scores_back(src, ws, temperature, d, p, h, compared):
     """From the gradients `d` of logits with the probabilities `p`, [n, all logits], to those of
     the LSTM's outputs `h` [steps, n, hidden], and of the weights `ws` of the logits."""
-    T,n,H = h.shape
+    n_steps,n,H = h.shape
     d, p, v = d.t(), p.t(), ws['v.weight']
     d = d - p*torch.zeros_like(d).index_add(0, src.row, d)[src.row]
     ops = h @ ws['op_out.weight'].t()
@@ -64,9 +65,9 @@ def _scores_back(src, ws, temperature, d, p, h, compared):
     d = torch.zeros_like(s).index_add(0, src.score, d*src.scale[:,None])
     d = d*(1-s.tanh()**2)/temperature
     d_op, d_pair = d.split([len(d)-len(a), len(a)])
-    d_op, d_pair = d_op.view(T, -1, n).transpose(1, 2), d_pair[...,None]
-    da = d_pair*v*(1-a*a)
-    dq, dk = (torch.zeros_like(h).index_add(0, o, da) for o in (src.step, src.key))
+    d_op, d_pair = d_op.view(n_steps, -1, n).transpose(1, 2), d_pair[...,None]
+    d_sum  = d_pair*v*(1-a*a) # of W1 h_j + W2 h
+    dq, dk = (torch.zeros_like(h).index_add(0, o, d_sum) for o in (src.step, src.key))
     parts = {'op_out.weight': d_op, 'query.weight': dq, 'key.weight': dk}
     grads = {k: _flat(o).t()@_flat(h) for k,o in parts.items()}
     grads |= {'v.weight': (d_pair*a).sum((0,1))[None], 'op_bias': d_op.sum((0,1))}
@@ -74,12 +75,12 @@ def _scores_back(src, ws, temperature, d, p, h, compared):
 
 # %% ../nbs/appendix/bptt.ipynb #6e3e4154
 def _factors(x, h, c, after, w_x, w_h):
-    """For each step of a layer, what gradients are multiplied with: those of `c` and of the output
-    for the sums [n, 4, hidden], that of the output for `c`, that of `c` for the `c` before."""
+    """For each step of a layer: the factors of its four sums [n, 4, hidden], the factor from the
+    output to the memory `after` the step, and that from there to the memory `c` before it."""
     i,f,g,o = (x@w_x.t() + h@w_h.t()).chunk(4, -1)
-    i,f,g,o,t = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid(), after.tanh()
-    sums = torch.stack([g*i*(1-i), c*f*(1-f), i*(1-g*g), t*o*(1-o)], -2)
-    return list(zip(*(q.unbind(0) for q in (sums, o*(1-t*t), f))))
+    i,f,g,o,out = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid(), after.tanh()
+    sums = torch.stack([g*i*(1-i), c*f*(1-f), i*(1-g*g), out*o*(1-o)], -2)
+    return list(zip(*(q.unbind(0) for q in (sums, o*(1-out*out), f))))
 
 def _shares(step, action, dtype):
     "How much of each state is in the input after `step`, which was made of them: [`step.n`, n, 1]."
@@ -92,7 +93,7 @@ def _shares(step, action, dtype):
 def _time_back(src, layers, factors, actions, dh):
     """From the gradients of the LSTM's outputs, [steps, n, hidden], to those of its inputs, and of
     the sums in each layer. `layers` has two matrices for each."""
-    zero, at = torch.zeros_like(dh[0]), src.state.split(src.counts)
+    zero, fed = torch.zeros_like(dh[0]), src.state.split(src.counts) # by step
     dh = torch.cat([dh, zero[None]]) # the last row is for states of zeros
     dxs, sums = [], [[] for _ in layers]
     later = [(zero,zero)]*len(layers) # gradients of the memory after the step
@@ -108,7 +109,7 @@ def _time_back(src, layers, factors, actions, dh):
         dxs.append(d)
         step = src.steps[t-1]
         if t and step.feed in ('state', 'state/distance', 'mean'):
-            dh.index_add_(0, at[t-1], _shares(step, actions[t-1], d.dtype)*d)
+            dh.index_add_(0, fed[t-1], _shares(step, actions[t-1], d.dtype)*d)
     return dxs[::-1], [torch.stack(o[::-1]) for o in sums]
 
 # %% ../nbs/appendix/bptt.ipynb #eeb1fe96
@@ -121,7 +122,7 @@ class _Back(torch.autograd.Function):
         return logits.clone()
 
     @staticmethod
-    @once_differentiable
+    @first_only
     def backward(ctx, grad):
         (src, temperature, tape, names), (logits, *ws) = ctx.args, ctx.saved_tensors
         ws, n_layers = dict(zip(names, ws)), len(tape.memories[0])

@@ -89,8 +89,8 @@ def _compare(self:Controller, step, h, keys):
 
 @patch
 def _logits(self:Controller, step, fixed, h, compared):
-    """Log-probabilities of the choices at `step`, [n, width, choices], for outputs `h` [n, hidden],
-    or for what `_compare` gives."""
+    """Log-probabilities of the choices at `step`, [n, width, choices]: of ops for outputs `h`
+    [n, hidden], else for what `_compare` gives. `fixed` is added to them, or nothing."""
     p = self.preset
     if step.kind=='op':
         z = F.linear(h, self.op_out.weight)[:,None]

@@ -145,6 +145,12 @@ def test_the_gradient_by_hand_is_that_of_autograd(space, seed, n, n_lstm, temper
         for k,o in enumerate(weigh):
             for x,y in zip(grad(b, o), many, strict=True): torch.testing.assert_close(x, y[k], atol=1e-11, rtol=1e-11)
 
+def test_a_gradient_of_the_gradient_is_refused():
+    "Silently it would be a constant."
+    c = policy(MicroSpace(2))
+    with pytest.raises(RuntimeError, match='computed by hand and has none of its own'):
+        torch.autograd.grad(c.sample(2).log_prob.sum(), c.start, create_graph=True)
+
 def test_a_walk_notices_that_theta_changed_before_its_gradient():
     c = policy(MicroSpace(2))
     w = c.sample(2)

@@ -332,6 +332,14 @@ def test_a_second_backward_of_the_loss_is_refused():
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match='second backward pass through the same batch: its scores are gone'): loss.backward()
 
+@pytest.mark.parametrize('of', [lambda h, w, y: decode(h, w).sum(), lambda h, w, y: WordLoss()(h@w.t(), y),
+                                lambda h, w, y: fused.cell_fused([RNNode(-1, 'tanh')], (0,), h[:,None]@torch.ones(8, 16), torch.zeros(1, 8), [torch.ones(8, 16)]).sum()])
+def test_a_gradient_of_the_gradient_is_refused(of):
+    "Silently it would be a constant."
+    h, w, y = torch.randn(4, 8, requires_grad=True), torch.randn(5, 8, requires_grad=True), torch.arange(4)
+    with pytest.raises(RuntimeError, match='computed by hand and has none of its own'): torch.autograd.grad(of(h, w, y), h, create_graph=True)
+    torch.autograd.grad(of(h, w, y), h)
+
 def test_scores_that_others_need_are_not_lost_silently():
     "Another term on the same scores: right, or refused."
     x, y = torch.randn(6, 5, requires_grad=True), torch.arange(6)%5
