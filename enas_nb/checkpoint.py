@@ -318,9 +318,10 @@ class Checkpoint(Callback):
     "Saves a fit after each epoch. The same fit then goes on after the last saved epoch."
     order = 1000 # after all that happens at the end of an epoch
     def __init__(self,
-        path, # Folder for the files, made if missing; a fit that it holds to the end does nothing
+        path, # Folder for the files; a fit that it holds to the end does nothing
         log=print, # Function that gets a line of text when a fit goes on
-    ): self.path, self.log, self.n_fit = Path(path), log, 0
+        parents=True, # Is a missing folder made? If not, a fit without it is an error
+    ): self.path, self.log, self.parents, self.n_fit = Path(path), log, parents, 0
 
     def before_fit(self):
         if sum(isinstance(o, Checkpoint) for o in self.learn.cbs)>1:
@@ -359,7 +360,7 @@ def _write(self:Checkpoint, number, epoch):
     fit = dict(n_epoch=self.n_epoch, epoch=epoch, train_iter=self.train_iter, rates=self.rates)
     state = learn_state(self.learn) | dict(fit=fit) # of all processes; the first one writes it
     def write():
-        try: write_state(self._file(number), state, parents=not number)
+        try: write_state(self._file(number), state, parents=self.parents and not number)
         except FileNotFoundError:
             raise FileNotFoundError(f'the folder of checkpoints {self.path} is gone') from None
         for o in sorted(self.path.glob(f'{self.n_fit:02}-*.safetensors'))[:-2]: o.unlink()

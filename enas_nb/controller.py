@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch import nn
 from .space import SearchSpace, Step
 from .presets import ControllerPreset, robust
-from .bptt import Sources, Tape, with_gradient
+from .bptt import Sources, Tape, by_hand, whole_precision, with_gradient
 
 # %% ../nbs/03_controller.ipynb #0000000b
 class Decision(NamedTuple):
@@ -70,12 +70,12 @@ class Controller(nn.Module):
             if name!='op_bias': nn.init.uniform_(p, -preset.init, preset.init)
         for i,step in enumerate(space.steps): # constants move with θ, and are not saved
             self.register_buffer(f'fixed{i}', _fixed_logits(step, preset.biased), persistent=False)
-        c, less = preset.tanh_constant, preset.tanh_constant/preset.op_tanh_reduce
-        for name,o in dict(temperature=preset.temperature, sharpness=c, reduced=less).items():
+        for name,o in dict(temperature=preset.temperature, sharpness=preset.tanh_constant,
+                           reduced=preset.tanh_constant/preset.op_tanh_reduce).items():
             self.register_buffer(name, torch.tensor(o), persistent=False) # a float costs a copy
         n = torch.tensor([o.choices for o in space.steps for _ in range(o.width)])
         self.register_buffer('first', n.cumsum(0)-n, persistent=False) # of each answer's choices
-        self.sources = Sources(space, c, less) # for the gradient
+        self.sources = Sources(space) if len(space.steps)<=500 else None # for the gradient
 
     @property
     def device(self): "Where θ lives."; return self.start.device
@@ -156,6 +156,9 @@ def _totals(self:Controller, decisions, logits): # [n, all choices]
     terms  = [o if w==1 else o.unflatten(1, (w,2)).sum(2) for w,o in terms]
     return _sum(took), -_sum(terms)
 
+# %% ../nbs/03_controller.ipynb #db020dcd
+_parts = '_compare', '_logits', '_next', '_steps' # the gradient by hand knows these
+
 @patch
 def walk(self:Controller,
          n,    # How many architectures walk side by side
@@ -163,9 +166,12 @@ def walk(self:Controller,
          pick,
         )->Walk:
     "Walk through the space: the LSTM decides, `pick` acts."
-    with torch.no_grad(): by_step, tape = self._steps(n, pick)
-    logits = torch.cat([o.flatten(1) for o in by_step], 1) # [n, all choices]
-    if torch.is_grad_enabled(): logits = with_gradient(self, logits, tape)
+    own  = any(getattr(type(self), o) is not getattr(Controller, o) for o in _parts)
+    hand = torch.is_grad_enabled() and not own and by_hand(self, n)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not hand), whole_precision(self.start):
+        by_step, tape = self._steps(n, pick)
+        logits = torch.cat([o.flatten(1) for o in by_step], 1) # [n, all choices]
+    if hand: logits = with_gradient(self, logits, tape)
     steps = [o for o in self.space.steps if o.kind!='none']
     parts = logits.split([o.width*o.choices for o in steps], 1)
     decisions = tuple(Decision(o, z.unflatten(1, (o.width,-1)), action) for o,z,action in

@@ -199,7 +199,7 @@ def train(self:Experiment,
     "Retrain one architecture."
     start, macs = time.time(), final_cost(self.recipe, arch, *self.like)
     net = retrain(self.recipe, self.dls, arch, self.seed, i,
-                  cbs=Checkpoint(folder, log=self.log))
+                  cbs=Checkpoint(folder, self.log, parents=False))
     return self.told(name, start,
                      net | dict(macs=spent(self.recipe, 0, macs, *self.parts)['retrain']))
 
@@ -213,7 +213,7 @@ def lstm(self:Experiment,
     start, macs = (time.time(),
                    3*epochs*self.sizes['train']*_lstm_cost(n_params, len(self.dls.vocab)))
     net = _lstm(self.recipe, self.dls, n_params, epochs, self.seed,
-                Checkpoint(folder, log=self.log))
+                Checkpoint(folder, self.log, parents=False))
     return self.told(name, start, net | dict(macs=macs))
 
 @patch
@@ -279,7 +279,7 @@ def fitted(self:Experiment,
     watch, trace = Stopwatch(self.log, self.end(recipe)), Trace()
     with learn.no_bar(), learn.no_logging():
         learn.fit_preset(cbs=[watch, trace, ThetaStarts(self.log),
-                              Checkpoint(folder, log=self.log)])
+                              Checkpoint(folder, self.log, parents=False)])
     return learn, watch, trace.to_dict(learn)
 
 @patch
@@ -447,7 +447,7 @@ def alone(self:Experiment,
     recipe, part = self.recipe, self.recipe.preset.final
     learn = arch_learner(_fresh(recipe, self.dls, self.seed, 0), arch, preset=recipe.preset,
                          **recipe.final_sizes())
-    net   = _train(recipe, learn, part, Checkpoint(folder, log=self.log), self.log)
+    net   = _train(recipe, learn, part, Checkpoint(folder, self.log, parents=False), self.log)
     self.log(_line(self.measure, 'test', net))
     weights = {k: v.cpu().clone(memory_format=torch.contiguous_format)
                for k,v in learn.model.state_dict().items()}

@@ -331,9 +331,10 @@ class _WordLoss(torch.autograd.Function):
 
 # %% ../nbs/appendix/fused.ipynb #b71d4f96
 def _few_rows(x, y):
-    "Can the loss be computed row by row? The targets are words, none is -100."
-    words = y.dtype==torch.long and y.ndim==1 and len(y)
-    return words and x.device.type=='cpu' and x.dtype==torch.float32 and y.min()>=0
+    "Can the loss be computed row by row? There is a word for each row; torch has words for others."
+    words = y.dtype==torch.long and y.ndim==1 and len(y)>0 and (x.ndim, len(x))==(2, len(y))
+    return (words and x.device.type=='cpu' and x.dtype==torch.float32 and x.is_contiguous()
+            and y.min()>=0 and y.max()<x.shape[1])
 
 def word_loss(x,  # Scores [n, words]
               y): # Word numbers [n]
@@ -348,8 +349,9 @@ class WordLoss(nn.CrossEntropyLoss):
                 inp,   # Scores [..., words]
                 targ): # Word numbers [...]
         x, y = inp.flatten(0, -2), targ.as_subclass(torch.Tensor).flatten()
-        own = self.reduction=='mean' and _few_rows(x, y)
-        return _WordLoss.apply(x, y) if own else super().forward(x, y)
+        # scores of others, such as a leaf or a view, are theirs
+        own = getattr(inp, 'ours', not x.requires_grad) and self.reduction=='mean'
+        return _WordLoss.apply(x, y) if own and _few_rows(x, y) else super().forward(x, y)
 
     def activation(self, x): "Probabilities, for `get_preds`."; return x.softmax(-1)
     def decodes(self, x): "The likeliest words, for `get_preds`."; return x.argmax(-1)

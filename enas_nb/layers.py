@@ -124,20 +124,24 @@ def pool(name, # `'avg'` or `'max'`
             nn.MaxPool2d(3, padding=1, stride=1))
 
 # %% ../nbs/07_layers.ipynb #0000001c
+def _transformed(): # by a trace, or a transform like `torch.func.grad`
+    return (torch.jit.is_tracing() or
+            getattr(torch._C, '_are_functorch_transforms_active', bool)())
+
 def _grids(x): return torch.cat([x[:,:,::2,::2], x[:,:,1::2,1::2]], 1)
 
 class _Grids(torch.autograd.Function):
     "Both grids of `x` as channels. Autograd would add four images to go back, this makes one."
     @staticmethod
     def forward(ctx, x):
-        ctx.size = x.shape
+        ctx.size, ctx.last = x.shape, x.is_contiguous(memory_format=torch.channels_last)
         return _grids(x)
 
     @staticmethod
     def backward(ctx, grad):
-        last = grad.is_contiguous(memory_format=torch.channels_last)
-        layout = dict(memory_format=torch.channels_last if last else torch.contiguous_format)
-        dx = torch.empty(ctx.size, dtype=grad.dtype, device=grad.device, **layout).zero_()
+        n,c,h,w = ctx.size # in the layout of `x`
+        dx = (grad.new_zeros(n, h, w, c).permute(0, 3, 1, 2) if ctx.last else
+              grad.new_zeros(n, c, h, w))
         dx[:,:,::2,::2], dx[:,:,1::2,1::2] = grad.chunk(2, 1)
         return dx
 
@@ -154,7 +158,7 @@ class FactorizedReduction(nn.Module):
     def forward(self, x):
         h,w = x.shape[2:]
         if h%2 or w%2: x = F.pad(x, (0, w%2, 0, h%2)) # only an odd side needs zeros at its end
-        learns = x.requires_grad and torch.is_grad_enabled()
+        learns = x.requires_grad and torch.is_grad_enabled() and not _transformed()
         grids, ws = (_Grids.apply if learns else _grids)(x), (self.even.weight, self.odd.weight)
         if x.device.type=='cpu' and len(ws[0])==len(ws[1]): # one convolution of two groups
             return self.bn(F.conv2d(grids, torch.cat(ws), groups=2))

@@ -48,8 +48,12 @@ class Run:
         name,  # Name of a file in the folder
         data): # Text or bytes
         "Write a file, completely or not at all."
-        if not (self.path/'run.json').is_file(): raise FileNotFoundError(f'{self.path} is gone')
+        self.check()
         write_file(self.path/name, data)
+
+    def check(self):
+        "A `FileNotFoundError` if somebody has taken the folder away."
+        if not (self.path/'run.json').is_file(): raise FileNotFoundError(f'{self.path} is gone')
 
 # %% ../nbs/appendix/run.ipynb #93707617
 def _missing(path):
@@ -107,8 +111,8 @@ def _held(lock):
 @patch
 def drop(self:Run):
     "Remove what `new_run` made, if nothing was done. Returns whether it did."
-    if not (self.path/'run.json').is_file(): return False # it is gone
-    files = [o for o in self.tasks.rglob('*') if o.is_file()]
+    if not ((self.path/'run.json').is_file() and self.tasks.is_dir()): return False # it is gone
+    files = [o for o in self.tasks.rglob('*') if o.is_file() or o.is_symlink()]
     if any(o.name!='begun.json' and o.suffix!='.lock' for o in files): return False
     if any(_held(o) for o in files if o.suffix=='.lock'): return False # somebody works here
     shutil.rmtree(self.tasks)
@@ -129,11 +133,15 @@ def finish(self:Run,
 @patch
 def take(self:Run,
          name, # Name of a task
-         do):  # A function of a folder that returns the result
+         do):  # A function of a folder, which is there, that returns the result
     "Do a task, unless it is done. False if another process has it."
     try:
+        self.check()
         with FileLock(self.tasks/f'{name}.lock', blocking=False):
-            if not self.done(name): self.finish(name, do(self.tasks/name))
+            self.check()
+            if self.done(name): return True
+            (self.tasks/name).mkdir(exist_ok=True)
+            self.finish(name, do(self.tasks/name))
     except Timeout: return False
     return True
 

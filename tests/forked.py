@@ -1,5 +1,5 @@
 "A command as a process of its own that begins with everything imported: seconds less than a new Python."
-import os, signal, subprocess, sys, time, traceback
+import math, os, signal, subprocess, sys, time, traceback
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -23,7 +23,7 @@ class Forked:
         return self.returncode
 
     def wait(self, timeout=None):
-        end = time.monotonic()+(timeout or 1e9)
+        end = math.inf if timeout is None else time.monotonic()+timeout
         while self.poll() is None:
             if time.monotonic()>end: raise subprocess.TimeoutExpired('a forked command', timeout)
             time.sleep(.005)
@@ -33,8 +33,10 @@ class Forked:
         with ThreadPoolExecutor(2) as pool:
             said = [pool.submit(o.read) for o in (self.stdout, self.stderr)]
             try: self.wait(timeout)
-            except subprocess.TimeoutExpired: self.kill(); raise
-            return [o.result() for o in said]
+            except subprocess.TimeoutExpired: os.killpg(self.pid, signal.SIGKILL); raise # its children hold the pipes
+            finally: out = [o.result() for o in said]
+        self.stdout.close(), self.stderr.close()
+        return out
 
     def send_signal(self, number):
         if self.poll() is None: os.kill(self.pid, number)
@@ -52,9 +54,11 @@ def _child(f, argv, env, out, err):
         os.closerange(3, 65536)
         sys.stdin, sys.stdout, sys.stderr = open(0, closefd=False), open(1, 'w', closefd=False), open(2, 'w', 1, errors='backslashreplace', closefd=False)
         os.environ.update(env)
-        status = f(argv) or 0
-    except SystemExit as e: status = e.code or 0
+        status = f(argv)
+    except SystemExit as e: status = e.code
     except BaseException: traceback.print_exc()
     finally:
-        try: sys.stdout.flush(), sys.stderr.flush()
-        finally: os._exit(status)
+        try:
+            if not isinstance(status, int | None): print(status, file=sys.stderr); status = 1
+            sys.stdout.flush(), sys.stderr.flush()
+        finally: os._exit(status or 0)

@@ -264,6 +264,10 @@ def test_no_method_and_no_path_comes_from_a_file(tmp_path, monkeypatch):
     fit(learn, cbs=Checkpoint(tmp_path, log=lambda o: None))
     assert learn.save_model.fname=='mine' and 'before_batch' not in vars(learn.save_model) and learn.save_model.learn is learn
 
+def test_a_folder_that_must_be_there_is_not_made(tmp_path):
+    with pytest.raises(FileNotFoundError, match='the folder of checkpoints .*f is gone'): fit(make('macro-search'), cbs=Checkpoint(tmp_path/'f', parents=False))
+    assert not list(tmp_path.iterdir())
+
 @pytest.mark.parametrize('when', ['before', 'while the state is collected'])
 def test_a_folder_that_vanishes_ends_the_fit_at_its_next_epoch(tmp_path, monkeypatch, when):
     "It is not made again, so that hours of epochs go nowhere."

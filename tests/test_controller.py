@@ -157,6 +157,67 @@ def test_a_walk_notices_that_theta_changed_before_its_gradient():
     with torch.no_grad(): c.start.add_(1)
     with pytest.raises(RuntimeError, match='modified by an inplace operation'): w.log_prob.sum().backward()
 
+def test_a_walk_notices_that_its_answers_changed_before_its_gradient():
+    "A reused buffer of codes, or an edited decision."
+    c = policy(MacroSpace(4))
+    codes = torch.as_tensor(c.space.random(6, seed=0))
+    w, v = c.score(codes[:3]), c.sample(3)
+    codes.zero_(), v.decisions[1].action.zero_(), c.sharpness.clone()
+    for o in (w, v):
+        with pytest.raises(RuntimeError, match='modified by an inplace operation'): o.log_prob.sum().backward()
+    w = c.score(codes[3:])
+    c.sharpness.fill_(3.)
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'): w.log_prob.sum().backward()
+
+def gradients(c, codes):
+    "Those of a walk, and those of autograd."
+    ps = list(c.parameters())
+    return [torch.autograd.grad(y.sum(), ps, materialize_grads=True) for y in (c.score(codes).log_prob, plain_walk(c, codes)[0])]
+
+class Colder(Controller):
+    def _logits(self, *args): return (super()._logits(*args)*2).log_softmax(-1)
+
+def tie(c): c.op_out.weight = c.op_emb.weight
+def more(c): c.extra = torch.nn.Parameter(torch.zeros(3))
+def normed(c): torch.nn.utils.parametrizations.weight_norm(c.query)
+def biased(c): c.op_out = torch.nn.Linear(8, len(c.space.ops))
+def sharper(c): c.sharpness.fill_(9.)
+def older(c): del c.sources
+def subclass(c): c.__class__ = Colder
+
+@pytest.mark.parametrize('change', [tie, more, normed, biased, sharper, older, subclass])
+def test_the_gradient_is_right_after_a_change_of_the_policy(change):
+    c = policy(MacroSpace(4))
+    change(c)
+    for a,b in zip(*gradients(c, torch.as_tensor(c.space.random(3, seed=0))), strict=True): torch.testing.assert_close(a, b)
+
+def test_many_architectures_and_large_spaces_go_back_by_autograd(monkeypatch):
+    import enas_nb.controller as room
+    def never(*args): raise AssertionError('by hand')
+    monkeypatch.setattr(room, 'with_gradient', never)
+    c = policy(MacroSpace(4))
+    with pytest.raises(AssertionError, match='by hand'): c.sample(3)
+    for walk in (c.sample(3000), c.sample(0), policy(MacroSpace(100), hidden=64).sample(20)): walk.log_prob.sum().backward()
+
+def test_a_walk_is_transformed():
+    c = policy(MicroSpace(2))
+    codes, ps = torch.as_tensor(c.space.random(2, seed=0)), dict(c.named_parameters())
+    got = torch.func.grad(lambda ps: torch.func.functional_call(Scorer(c), {f'c.{k}': v for k,v in ps.items()}, codes))({k: v.detach() for k,v in ps.items()})
+    for a,b in zip(got.values(), torch.autograd.grad(c.score(codes).log_prob.sum(), list(ps.values())), strict=True): torch.testing.assert_close(a, b)
+
+class Scorer(torch.nn.Module):
+    def __init__(self, c): super().__init__(); self.c = c
+    def forward(self, codes): return self.c.score(codes).log_prob.sum()
+
+@pytest.mark.parametrize('where', ['all', 'walk', 'backward'])
+def test_mixed_precision_around_a_walk_leaves_its_gradient_alone(where):
+    c = policy(MicroSpace(2))
+    codes, ps = torch.as_tensor(c.space.random(3, seed=0)), list(c.parameters())
+    half  = lambda on: torch.autocast('cpu', dtype=torch.bfloat16, enabled=on)
+    with half(where!='backward'): y = c.score(codes).log_prob.sum()
+    with half(where!='walk'): got = torch.autograd.grad(y, ps)
+    for a,b in zip(got, torch.autograd.grad(c.score(codes).log_prob.sum(), ps), strict=True): assert torch.equal(a, b)
+
 def test_a_walk_is_freed_with_its_last_name():
     "A graph that refers to itself would stay until Python's collector comes."
     c = policy(MicroSpace(2))
@@ -195,8 +256,8 @@ def test_fixed_logits_are_made_once_and_are_not_saved(space, monkeypatch):
     def never(*args, **kwargs): raise AssertionError('a constant is made in a walk')
     monkeypatch.setattr(torch, 'tensor', never)
     c.double().sample(4, gen)
-    places = {id(c.first), *(id(getattr(c.sources, o)) for o in ('row', 'score', 'step', 'key', 'state'))}
-    assert all(o.dtype==(torch.long if id(o) in places else torch.float64) for o in c.buffers())
+    places = {id(c.first), *map(id, c.sources.buffers())}
+    assert all((o.dtype in (torch.long, torch.bool))==(id(o) in places) and o.dtype!=torch.float32 for o in c.buffers())
 
 @pytest.mark.parametrize('space', [MicroSpace(2), RecurrentSpace(3)], ids=lambda o: o.name)
 @torch.no_grad()

@@ -328,11 +328,11 @@ def test_the_loss_is_torchs(n, score):
 
 def test_a_second_backward_of_the_loss_is_refused():
     x = torch.randn(6, 5, requires_grad=True)
-    loss = WordLoss()(x*1, torch.arange(6)%5)
+    loss = WordLoss()(decode(x, torch.randn(5, 5)), torch.arange(6)%5)
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match='second backward pass through the same batch: its scores are gone'): loss.backward()
 
-@pytest.mark.parametrize('of', [lambda h, w, y: decode(h, w).sum(), lambda h, w, y: WordLoss()(h@w.t(), y),
+@pytest.mark.parametrize('of', [lambda h, w, y: decode(h, w).sum(), lambda h, w, y: WordLoss()(decode(h, w), y),
                                 lambda h, w, y: fused.cell_fused([RNNode(-1, 'tanh')], (0,), h[:,None]@torch.ones(8, 16), torch.zeros(1, 8), [torch.ones(8, 16)]).sum()])
 def test_a_gradient_of_the_gradient_is_refused(of):
     "Silently it would be a constant."
@@ -387,10 +387,22 @@ def test_the_loss_of_a_reward_leaves_the_rest_to_torch():
     x, y = torch.randn(6, 5), torch.tensor([0, 1, -100, 3, 4, -100])
     for a,b in ((x, y), (x.double(), y.abs()%5), (x, x.softmax(1))): assert torch.equal(word_loss(a, b), F.cross_entropy(a, b))
     assert word_loss(x[:0], y[:0]).isnan()
+    for a,b in ((x, y[:2]), (x, torch.tensor(3)), (x, torch.arange(7)), (x, y+5)):
+        for loss in (word_loss, WordLoss()):
+            with pytest.raises((ValueError, IndexError), match='match target|is out of bounds'): loss(a, b)
     x.requires_grad_()
     before, loss = x.detach().clone(), word_loss(x, y.abs()%5)
     loss.backward(retain_graph=True); loss.backward()
     assert torch.equal(x, before) and x.grad.abs().sum()>0
+
+def test_scores_of_others_are_left_alone():
+    "A leaf, and a view whose rows share their memory: writing over that one broke the heap."
+    leaf, y = torch.randn(7, 5, requires_grad=True), torch.arange(7)%5
+    before = leaf.detach().clone()
+    WordLoss()(leaf, y).backward()
+    assert torch.equal(leaf, before) and leaf.grad.abs().sum()>0
+    row = torch.randn(1, 5, requires_grad=True)
+    torch.testing.assert_close(torch.autograd.grad(WordLoss()(row.expand(7, 5), y), row), torch.autograd.grad(F.cross_entropy(row.expand(7, 5), y), row))
 
 def test_memory_is_kept_only_where_the_scores_are_gone():
     "With torch's loss the scores stay theirs; with ours the next batch has their memory."

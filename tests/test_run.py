@@ -1,11 +1,12 @@
 "A run owns its folder from the first second, keeps what is done, and is gone on with by any process."
-import json, os, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys, time
 from functools import partial
 from pathlib import Path
 
 import pandas as pd, pytest
 
 from enas_nb.report import write_result, write_search
+from enas_nb.checkpoint import write_state
 from enas_nb.run import Run, new_run, next_run
 from enas_nb.arch_files import load_arch
 
@@ -117,3 +118,26 @@ def test_files_of_a_run_honour_the_umask(tmp_path):
     try: run = new_run(tmp_path/'a', {}); run.write('progress.md', 'x')
     finally: os.umask(old)
     assert {o.stat().st_mode & 0o777 for o in (tmp_path/'a').iterdir() if o.is_file()}=={0o600}
+
+@pytest.mark.parametrize('lost', ['', 'run.json'])
+def test_what_vanishes_is_not_made_again(tmp_path, lost):
+    "Otherwise a whole search would go to a folder without a run."
+    run, seen = new_run(tmp_path/'r', {}), []
+    def do(folder):
+        seen.append(folder.is_dir())
+        gone = tmp_path/'r'/lost
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+        if not lost: write_state(folder/'x.safetensors', dict(a=1), parents=False)
+        return {}
+    with pytest.raises(FileNotFoundError): run.take('one', do)
+    with pytest.raises(FileNotFoundError, match='r is gone'): run.take('two', do)
+    assert seen==[True] and not run.drop() and not list(tmp_path.rglob('*.json'))
+
+def test_nothing_is_dropped_that_cannot_be_seen(tmp_path):
+    "Tasks that somebody took away, and checkpoints on another disk."
+    run = new_run(tmp_path/'a', {})
+    run.tasks.rename(tmp_path/'tasks')
+    assert not run.drop() and (tmp_path/'a/run.json').exists()
+    run = new_run(tmp_path/'b', {})
+    (tmp_path/'disk').mkdir(), (run.tasks/'search').symlink_to(tmp_path/'disk')
+    assert not run.drop() and (tmp_path/'b/run.json').exists()

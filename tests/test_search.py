@@ -658,6 +658,16 @@ def test_gradients_of_a_factorized_reduction(ni, nf, layout):
     small = torch.randn(2, ni, 2, 2, dtype=torch.double, requires_grad=True)
     assert torch.autograd.gradcheck(_Grids.apply, small) and torch.autograd.gradgradcheck(_Grids.apply, small)
 
+def test_a_factorized_reduction_is_traced_and_transformed():
+    "A trace, `torch.func` and several gradients at once see slices."
+    m, x = FactorizedReduction(3, 4).eval(), torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(torch.jit.trace(m, x)(x), m(x))
+    f = lambda x: m(x[None]).pow(2).sum()
+    want = torch.autograd.grad(m(x.requires_grad_()).pow(2).sum(), x)[0]
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(f))(x), want)
+    y = m(x).flatten()[:3]
+    for a,b in zip(torch.autograd.grad(y, x, torch.eye(3), is_grads_batched=True, retain_graph=True)[0], y): torch.testing.assert_close(a, torch.autograd.grad(b, x, retain_graph=True)[0])
+
 # --- who trains ω, and when θ moves --------------------------------------------------------------------------------------
 
 class TinyNet(nn.Module):
