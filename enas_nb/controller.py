@@ -82,7 +82,7 @@ class Controller(nn.Module):
 
 # %% ../nbs/03_controller.ipynb #00000012
 @patch
-def _compare(self:Controller, step, h, keys):
+def _attend(self:Controller, step, h, keys):
     "Outputs `h` [n, hidden] beside the states in `step.among`: [n, `step.n`, hidden]."
     query = F.linear(h, self.query.weight)[:,None] # calling the layer costs more
     return torch.tanh(torch.stack([keys[j] for j in step.among], 1) + query)
@@ -90,7 +90,7 @@ def _compare(self:Controller, step, h, keys):
 @patch
 def _logits(self:Controller, step, fixed, h, compared):
     """Log-probabilities of the choices at `step`, [n, width, choices]: of ops for outputs `h`
-    [n, hidden], else for what `_compare` gives. `fixed` is added to them, or nothing."""
+    [n, hidden], else for what `_attend` gives. `fixed` is added to them, or nothing."""
     p = self.preset
     if step.kind=='op':
         z = F.linear(h, self.op_out.weight)[:,None]
@@ -129,7 +129,7 @@ def _steps(self:Controller, n, pick):
         tape.memories.append(hc[:])
         h, action, compared = x, nothing, None
         if step.kind in ('index', 'skips'):
-            compared = self._compare(step, h, keys)
+            compared = self._attend(step, h, keys)
             tape.compared.append(compared)
         if step.kind!='none':
             logits.append(self._logits(step, getattr(self, f'fixed{t}'), h, compared))
@@ -157,7 +157,7 @@ def _totals(self:Controller, decisions, logits): # [n, all choices]
     return _sum(took), -_sum(terms)
 
 # %% ../nbs/03_controller.ipynb #db020dcd
-_parts = '_compare', '_logits', '_next', '_steps' # the gradient by hand knows these
+_parts = '_attend', '_logits', '_next', '_steps' # the gradient by hand knows these
 
 @patch
 def walk(self:Controller,

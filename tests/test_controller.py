@@ -121,7 +121,7 @@ def plain_walk(c, codes):
         for i,cell in enumerate(c.lstm): hc[i] = cell(x, hc[i]); x = hc[i][0]
         h, action = x, codes[:,step.at:step.at+step.width]
         if step.kind!='none':
-            logits = c._logits(step, getattr(c, f'fixed{t}'), h, None if step.kind=='op' else c._compare(step, h, keys))
+            logits = c._logits(step, getattr(c, f'fixed{t}'), h, None if step.kind=='op' else c._attend(step, h, keys))
             log_p, entropy = log_p + logits.gather(-1, action[...,None]).sum((1, 2)), entropy - (logits.exp()*logits).sum((1, 2))
         if step.remember: states.append(h if step.remember=='h' else zero); keys.append(c.key(h))
         x = c._next(step, action, states)
