@@ -2,9 +2,9 @@
 import os, re
 
 def preload(cells):
-    "Import what most notebooks do in the parent process, once for all workers, and keep each of these on one thread."
+    "Import torch and fastai in the parent process and keep each worker on one thread."
     os.environ.setdefault('OMP_NUM_THREADS', '1')
-    import torch, fastai.text.all, fastai.vision.all, matplotlib.pyplot, networkx, pandas, scipy.stats
+    import torch, fastai.basics
     torch.set_num_threads(1)
 
 class SiteNames:

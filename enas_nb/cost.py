@@ -21,6 +21,11 @@ usual = dict(
     images = dict(n_train=45_000,  n_in=3,      n_out=10,     shape=(3,32,32)), # CIFAR-10
     text   = dict(n_train=929_589, n_in=10_000, n_out=10_000, shape=()))        # Penn Treebank
 
+def _counts(space):
+    "Can the space count parameters without a network? Not if a class has a `final_net` of its own."
+    names = [{'final_net', 'final_size'} & vars(o).keys() for o in type(space).__mro__]
+    return 'final_size' in next(filter(None, names), ())
+
 def count_params(arch, # The architecture
                  n_in=None,  # Channels, or words; by default 3, or 10,000 for a recurrent cell
                  n_out=None, # Classes, or words; by default 10, or 10,000
@@ -28,6 +33,7 @@ def count_params(arch, # The architecture
     "Parameters of the final network of `arch`, and of its auxiliary head; built without memory."
     default = usual[arch.space.task]
     n_in, n_out = n_in or default['n_in'], n_out or default['n_out']
+    if _counts(arch.space): return arch.space.final_size(arch, n_in, n_out, **sizes), 0
     with torch.device('meta'): net = arch.space.final_net(arch, n_in, n_out, **sizes)
     n, aux = (sum(p.numel() for p in m.parameters()) if m else 0
               for m in (net, getattr(net, 'aux', None)))

@@ -11,7 +11,8 @@ __all__ = ['macro_ops', 'shared_conv', 'shared_pool', 'final_conv', 'final_pool'
 # %% ../nbs/08_macro.ipynb #60f64119
 from collections import ChainMap
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from types import SimpleNamespace
 from typing import ClassVar, NamedTuple
 import torch
 from fastcore.basics import patch
@@ -304,3 +305,36 @@ def final_net(self:MacroSpace,
     "The network of one architecture: a `MacroNet`."
     _check_layers(self, n_layers)
     return MacroNet(arch, n_in, n_out, **sizes)
+
+# %% ../nbs/08_macro.ipynb #b6319768
+def _size(net): return sum(p.numel() for p in net.parameters())
+
+@lru_cache(10_000)
+def _layer_size(first, build, n_skips, nf, skip, sep):
+    "Parameters of a `FinalLayer` whose op is made by `build`."
+    layer = Layer(SimpleNamespace(final=build), (0,)*n_skips)
+    with torch.device('meta'): return _size(FinalLayer(int(not first), layer, nf, skip, sep))
+
+def _layers_size(arch, width=96, skip='concat', sep='separable', **sizes):
+    "Parameters of all layers of its final network."
+    widths = [width*2**sum(i>p for p in arch.space.pools) for i in range(arch.space.n_layers)]
+    return sum(_layer_size(not i, o.op.final, len(o.skips), nf, skip, sep)
+               for i,(o,nf) in enumerate(zip(arch.nodes, widths)))
+
+@lru_cache(100)
+def _rest_size(space, n_in, n_out, sizes):
+    "Parameters of a final network without its layers."
+    arch, = space.archs(space.random(1, seed=0))
+    with torch.device('meta'): net = space.final_net(arch, n_in, n_out, **dict(sizes))
+    return _size(net)-_layers_size(arch, **dict(sizes))
+
+@patch
+def final_size(self:MacroSpace,
+               arch,  # The architecture
+               n_in,  # Channels of the images
+               n_out, # Classes
+               **sizes, # Arguments of `final_net`
+              ):
+    "Parameters of the network of one architecture, which is not built."
+    return (_rest_size(self, n_in, n_out, tuple(sorted(sizes.items()))) +
+            _layers_size(arch, **sizes))

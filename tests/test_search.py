@@ -17,6 +17,7 @@ from fastai.optimizer import Adam
 from fastai.text.data import LMDataLoader
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.data import ImageDataLoaders
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -36,7 +37,7 @@ from enas_nb.choose import Derived
 from enas_nb.learner import pick_preset
 from enas_nb.rewards import score_batch
 from enas_nb.search import SearchCallback, search_learner
-from enas_nb.space import Arch, SearchSpace, TinySpace
+from enas_nb.space import Arch, Op, SearchSpace, TinySpace
 from enas_nb.text import lm_dls
 from enas_nb.macro import MacroSpace
 from enas_nb.micro import MicroSpace
@@ -667,6 +668,25 @@ def test_a_factorized_reduction_is_traced_and_transformed():
     torch.testing.assert_close(torch.func.vmap(torch.func.grad(f))(x), want)
     y = m(x).flatten()[:3]
     for a,b in zip(torch.autograd.grad(y, x, torch.eye(3), is_grads_batched=True, retain_graph=True)[0], y): torch.testing.assert_close(a, torch.autograd.grad(b, x, retain_graph=True)[0])
+
+class Mirror(MacroSpace):
+    "Another final network."
+    name = 'mirror'
+    def final_net(self, arch, n_in, n_out, **sizes): return nn.Linear(n_in, n_out)
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9), st.integers(0, 99), st.sampled_from([{}, dict(skip='sum'), dict(sep='full'), dict(stem_stride=2, dropout=0.)]), st.integers(1, 3), st.booleans())
+def test_parameters_that_are_counted_by_layers_are_those_of_the_network(n_layers, seed, sizes, n_in, own):
+    ops = (*MacroSpace.ops[:3], Op('wide', lambda nf, bn: nn.Conv2d(nf, nf, 1), lambda nf, sep: nn.Conv2d(nf, nf, 7))) if own else MacroSpace.ops
+    space = MacroSpace(n_layers, ops=ops)
+    for arch in space.archs(space.random(3, seed=seed)):
+        with torch.device('meta'): net = space.final_net(arch, n_in, 7, width=6, **sizes)
+        assert count_params(arch, n_in, 7, width=6, **sizes)==(sum(p.numel() for p in net.parameters()), 0)
+
+def test_a_final_network_of_ones_own_is_counted_as_it_is():
+    arch, = Mirror(3).archs(Mirror(3).random(1))
+    assert count_params(arch, 3, 7)==(28, 0)
+    with pytest.raises(ValueError, match='skip'): count_params(SPACE.archs(SPACE.random(1))[0], skip='no')
 
 # --- who trains ω, and when θ moves --------------------------------------------------------------------------------------
 
