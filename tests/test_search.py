@@ -659,6 +659,7 @@ def test_gradients_of_a_factorized_reduction(ni, nf, layout):
     small = torch.randn(2, ni, 2, 2, dtype=torch.double, requires_grad=True)
     assert torch.autograd.gradcheck(_Grids.apply, small) and torch.autograd.gradgradcheck(_Grids.apply, small)
 
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
 def test_a_factorized_reduction_is_traced_and_transformed():
     "A trace, `torch.func` and several gradients at once see slices."
     m, x = FactorizedReduction(3, 4).eval(), torch.randn(2, 3, 8, 8)
