@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch import nn
 from .space import SearchSpace, Step
 from .presets import ControllerPreset, robust
-from .bptt import Sources, Tape, by_hand, whole_precision, with_gradient
+from .bptt import Sources, Tape, by_hand, is_small, whole_precision, with_gradient
 
 # %% ../nbs/03_controller.ipynb #0000000b
 class Decision(NamedTuple):
@@ -75,7 +75,7 @@ class Controller(nn.Module):
             self.register_buffer(name, torch.tensor(o), persistent=False) # a float costs a copy
         n = torch.tensor([o.choices for o in space.steps for _ in range(o.width)])
         self.register_buffer('first', n.cumsum(0)-n, persistent=False) # of each answer's choices
-        self.sources = Sources(space) if len(space.steps)<=500 else None # for the gradient
+        self.sources = Sources(space) if is_small(space, H) else None # for the gradient
 
     @property
     def device(self): "Where θ lives."; return self.start.device

@@ -687,6 +687,8 @@ def test_parameters_that_are_counted_by_layers_are_those_of_the_network(n_layers
 def test_a_final_network_of_ones_own_is_counted_as_it_is():
     arch, = Mirror(3).archs(Mirror(3).random(1))
     assert count_params(arch, 3, 7)==(28, 0)
+    arch, = SPACE.archs(SPACE.random(1, seed=1)) # and the defaults of both ways are the same
+    assert count_params(arch)==(sum(p.numel() for p in SPACE.final_net(arch, 3, 10).parameters()), 0)
     with pytest.raises(ValueError, match='skip'): count_params(SPACE.archs(SPACE.random(1))[0], skip='no')
 
 # --- who trains ω, and when θ moves --------------------------------------------------------------------------------------
